@@ -1,0 +1,1 @@
+"""llmos hw-agent service."""

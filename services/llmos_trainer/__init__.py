@@ -1,0 +1,1 @@
+"""llmos trainer service."""

@@ -1,0 +1,282 @@
+"""Jobs: the spec that anybody may publish, and the facts of a job's life."""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct, field
+
+from llmos.errors import Problem
+
+# The enum is open on the wire; what a stack can run is checked at admission.
+TASKS = ("text-classification",)
+
+JobState = Literal[
+    "queued", "checking", "training", "exporting", "deploying", "cancelling",  # alive
+    "succeeded", "deployed", "refused", "rejected", "failed", "cancelled",  # ended
+]  # fmt: skip
+ENDED: frozenset[str] = frozenset({"succeeded", "deployed", "refused", "rejected", "failed", "cancelled"})
+
+
+class ModelSource(Struct, frozen=True, omit_defaults=True):
+    """The model to start from: `hf:org/name@rev`, `model:name@version`, `artifact:sha256:…`, `file://` or `s3://`."""
+
+    base: str
+
+
+class DataSource(Struct, frozen=True, omit_defaults=True):
+    """Labelled rows as JSONL, CSV or Parquet; `text` and `label` name the columns.
+
+    Without `validation` or `test`, a tenth of `train` is split off for each, the same tenth every time.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
+
+
+class TrainSettings(Struct, frozen=True, omit_defaults=True):
+    """How to train. `epochs` or `steps`, not both (default 3 epochs); `warmup` below 1 is a share of all steps."""
+
+    method: Literal["full", "lora"] = "full"
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 16
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    max_length: int = 128
+    max_grad_norm: float = 1.0
+    seed: int = 42
+
+
+class Bound(Struct, frozen=True, omit_defaults=True):
+    """The range in which a metric must lie, both ends included."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class ExportSettings(Struct, frozen=True, omit_defaults=True):
+    """The form of the artifact that will serve."""
+
+    precision: Literal["fp32", "int8"] = "fp32"
+
+
+class DeploySettings(Struct, frozen=True, omit_defaults=True):
+    """Where to serve a model that passed its gate: under which name, by how many replicas."""
+
+    name: str
+    replicas: int = 1
+
+
+class ResourceRequest(Struct, frozen=True, omit_defaults=True):
+    """What one task needs. `memory` and `gpu_memory` are bytes, or text such as `2GiB`."""
+
+    cpus: float = 1.0
+    memory: int | str = "2GiB"
+    gpus: int = 0
+    gpu_memory: int | str = 0
+
+
+class RetrySettings(Struct, frozen=True, omit_defaults=True):
+    """How often a task may be tried in all; a back-off lies between two attempts."""
+
+    max_attempts: int = 3
+
+
+class JobSpec(Struct, frozen=True, omit_defaults=True):
+    """A job: what to train on what, the gate it has to pass, and where to serve it.
+
+    `private` encrypts every artifact of the job with the tenant's key. `priority` is 0–100, higher first.
+    """
+
+    name: str
+    model: ModelSource
+    data: DataSource
+    tenant: str = "default"
+    queue: str = "default"
+    priority: int = 50
+    task: str = "text-classification"
+    train: TrainSettings = TrainSettings()
+    gate: dict[str, Bound] = {}
+    export: ExportSettings = ExportSettings()
+    deploy: DeploySettings | None = None
+    resources: ResourceRequest = ResourceRequest()
+    retry: RetrySettings = RetrySettings()
+    deadline: datetime | None = None
+    private: bool = False
+
+
+class JobSubmitted(JobSpec, frozen=True, omit_defaults=True):
+    """`llmos.job.submit.<tenant>.<job id>`: the body is the spec itself."""
+
+
+class Fault(Struct, frozen=True, omit_defaults=True):
+    """One thing that is wrong: in the spec (`path` such as `train.epochs`) or in a data file (`path` and 1-based `line`)."""
+
+    path: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line is not None else self.path
+        return f"{where}: {self.message}"
+
+
+class JobAdmitted(Struct, frozen=True, omit_defaults=True):
+    """The job is valid and queued."""
+
+    job: str
+    spec: JobSpec
+    submitted_at: float
+    traceparent: str = ""
+
+
+class JobRejected(Struct, frozen=True, omit_defaults=True):
+    """The spec or the data is wrong; every fault is listed and no model was loaded."""
+
+    job: str
+    tenant: str
+    faults: list[Fault] = field(default_factory=list)
+    name: str = ""
+
+
+class JobCancelling(Struct, frozen=True, omit_defaults=True):
+    """Somebody asked to cancel; running work stops at its next step."""
+
+    job: str
+    tenant: str
+    requested_by: str = ""
+    reason: str = ""
+
+
+class JobCancelled(Struct, frozen=True, omit_defaults=True):
+    """The job ended because somebody asked for it; nothing of it runs any more."""
+
+    job: str
+    tenant: str
+
+
+class JobFailed(Struct, frozen=True, omit_defaults=True):
+    """The job ended: attempts are used up, its deadline passed, or it could not be deployed."""
+
+    job: str
+    tenant: str
+    problem: Problem
+
+
+class JobRefused(Struct, frozen=True, omit_defaults=True):
+    """The exported model did not pass the job's gate; it was not registered."""
+
+    job: str
+    tenant: str
+    reasons: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class JobSucceeded(Struct, frozen=True, omit_defaults=True):
+    """The model passed its gate and is registered; the job asked for no deployment."""
+
+    job: str
+    tenant: str
+    model: str
+    version: int
+
+
+class JobDeployed(Struct, frozen=True, omit_defaults=True):
+    """The model passed its gate, is registered, and every replica that the job asked for is ready."""
+
+    job: str
+    tenant: str
+    model: str
+    version: int
+    nodes: list[str] = field(default_factory=list)
+
+
+# --- asked of the scheduler (llmos.call.scheduler.<verb>.<id>) ---
+
+
+class JobsRequested(Struct, frozen=True, omit_defaults=True):
+    """List jobs, newest first."""
+
+    tenant: str | None = None
+    state: str | None = None
+    limit: int = 100
+
+
+class JobRequested(Struct, frozen=True, omit_defaults=True):
+    """Show one job."""
+
+    job: str
+
+
+class ExplainRequested(Struct, frozen=True, omit_defaults=True):
+    """Say why a job waits."""
+
+    job: str
+
+
+class CancelRequested(Struct, frozen=True, omit_defaults=True):
+    """Cancel a job; repeating the request changes nothing."""
+
+    job: str
+    requested_by: str = ""
+    reason: str = ""
+
+
+class TaskView(Struct, frozen=True, omit_defaults=True):
+    """One task of a job as it stands."""
+
+    task: str
+    kind: str
+    state: str
+    attempt: int = 0
+    node: str = ""
+    placed_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    progress: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    problem: Problem | None = None
+
+
+class JobView(Struct, frozen=True, omit_defaults=True):
+    """One job as it stands. Times are Unix seconds."""
+
+    job: str
+    name: str
+    tenant: str
+    queue: str
+    state: JobState
+    priority: int
+    submitted_at: float
+    ended_at: float | None = None
+    model: str = ""
+    version: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    tasks: list[TaskView] = field(default_factory=list)
+    spec: JobSpec | None = None
+    faults: list[Fault] = field(default_factory=list)
+    problem: Problem | None = None
+    reasons: list[str] = field(default_factory=list)
+    trace: str = ""
+
+
+class JobList(Struct, frozen=True, omit_defaults=True):
+    """Answer to `JobsRequested`; the views carry neither tasks nor spec."""
+
+    jobs: list[JobView] = field(default_factory=list)
+
+
+class Explanation(Struct, frozen=True, omit_defaults=True):
+    """Why a job waits (or what it does): one sentence, then the reasons by node and the jobs ahead of it."""
+
+    job: str
+    state: JobState
+    summary: str
+    reasons: list[str] = field(default_factory=list)
+    ahead: list[str] = field(default_factory=list)
+    remedies: list[str] = field(default_factory=list)
