@@ -2,6 +2,8 @@
 
 from msgspec import Struct, field
 
+from llmos.contracts.jobs import Bound
+
 
 class Signature(Struct, frozen=True, omit_defaults=True):
     """An Ed25519 signature over `Statement` in its canonical JSON form; both fields base64, `key` names the public key."""
@@ -68,3 +70,32 @@ class ModelRefused(Struct, frozen=True, omit_defaults=True):
     source: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)
+
+
+class ServingContract(Struct, frozen=True, omit_defaults=True):
+    """`llmos.json` of an artifact of kind `onnx`: everything that serving needs to know beside `model.onnx` and `tokenizer.json`.
+
+    Texts are tokenised by `tokenizer.json`, truncated to `max_length` tokens and padded on the right with `pad_token_id`
+    (token type `pad_type_id`, mask 0). The graph takes `input_names` (each int64 `[batch, length]`, both free) and gives `output_name`:
+    float32 logits `[batch, len(labels)]`, column i for `labels[i]`; probabilities are their softmax.
+    `source`, `base` and `dataset` are the addresses it was made from. `gate` is what it had to pass, `metrics` what was measured of
+    this artifact on the test split (rounded, so that equal input gives an equal artifact).
+    """
+
+    task: str
+    labels: list[str]
+    max_length: int
+    pad_token_id: int
+    pad_token: str
+    input_names: list[str]
+    output_name: str = "logits"
+    pad_type_id: int = 0
+    precision: str = "fp32"
+    source: str = ""
+    base: str = ""
+    dataset: str = ""
+    gate: dict[str, Bound] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    opset: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = 1
