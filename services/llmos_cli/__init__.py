@@ -1,1 +1,1 @@
-"""llmos cli service."""
+"""The command line: `llmos up`, `llmos submit`, `llmos get`, …"""

@@ -48,6 +48,12 @@ class Busy(LlmosError):
     code = "busy"
 
 
+class Unreachable(Busy):
+    """No stack answers at the address: start it, or correct the address."""
+
+    code = "unreachable"
+
+
 class Fatal(LlmosError):
     """This process can't go on: stop it and say why."""
 
