@@ -73,13 +73,13 @@ class ModelRefused(Struct, frozen=True, omit_defaults=True):
 
 
 class ServingContract(Struct, frozen=True, omit_defaults=True):
-    """`llmos.json` of an artifact of kind `onnx`: everything that serving needs to know beside `model.onnx` and `tokenizer.json`.
+    """`llmos.json` of an artifact of kind `onnx`: all that serving needs beside `model.onnx` and `tokenizer.json`.
 
-    Texts are tokenised by `tokenizer.json`, truncated to `max_length` tokens and padded on the right with `pad_token_id`
-    (token type `pad_type_id`, mask 0). The graph takes `input_names` (each int64 `[batch, length]`, both free) and gives `output_name`:
-    float32 logits `[batch, len(labels)]`, column i for `labels[i]`; probabilities are their softmax.
-    `source`, `base` and `dataset` are the addresses it was made from. `gate` is what it had to pass, `metrics` what was measured of
-    this artifact on the test split (rounded, so that equal input gives an equal artifact).
+    Texts are tokenised by `tokenizer.json`, truncated to `max_length` tokens and padded on the right with
+    `pad_token_id` (token type `pad_type_id`, mask 0). The graph takes `input_names` (each int64 `[batch, length]`, both
+    free) and gives `output_name`: float32 logits `[batch, len(labels)]`, column i for `labels[i]`; probabilities are
+    their softmax. `source`, `base` and `dataset` are the addresses it was made from. `gate` is what it had to pass,
+    `metrics` what was measured of this artifact on the test split (rounded, so that equal input gives equal bytes).
     """
 
     task: str
