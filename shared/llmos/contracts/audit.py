@@ -1,18 +1,45 @@
-"""Audit: what can be asked of the log (`llmos.call.audit.<verb>.<id>`)."""
+"""Audit: the entries of the log, and what can be asked of it (`llmos.call.audit.<verb>.<id>`)."""
 
 from msgspec import Struct, field
+
+GAP = "llmos.audit.gap"  # subject of an entry that is no event: its data is a `SequenceGap`
+REMADE = "llmos.audit.remade"  # likewise: a `StreamRemade`
 
 
 class LogEntry(Struct, frozen=True, omit_defaults=True):
     """One entry of the transparency log: an event exactly as the bus stored it.
 
-    `sequence` is its place in the EVENTS stream, `headers` its envelope, `data` its body as JSON text.
+    `sequence` is its place in the EVENTS stream, `headers` its envelope, `data` its body as JSON text. A body that
+    does not fit into an entry (65,535 bytes), or is no text, is left out: then `data` is empty, `digest` the body's
+    `sha256:<hex>` and `size` its length in bytes.
     """
 
     sequence: int
     subject: str
     headers: dict[str, str]
     data: str
+    digest: str = ""
+    size: int = 0
+
+
+class SequenceGap(Struct, frozen=True):
+    """The stream no longer had the messages `first` to `last` when the log came to them: expired, deleted or purged.
+
+    The entry's own `sequence` is `last`, so that sequences stay contiguous.
+    """
+
+    first: int
+    last: int
+
+
+class StreamRemade(Struct, frozen=True):
+    """The EVENTS stream is not the one that was heard until `heard`: its sequences begin again.
+
+    `found` is the newest sequence of the new stream. The entry's own `sequence` is 0; 1 follows.
+    """
+
+    heard: int
+    found: int
 
 
 class CheckpointRequested(Struct, frozen=True, omit_defaults=True):

@@ -200,7 +200,9 @@ def event_filter(kind: type[Struct], *, tenant: str = "*", id: str = "*") -> str
 
 def find_call(service: str, verb: str) -> Call:
     """The table's row for a call. Raises `KeyError`."""
-    return next((call for call in CALLS if (call.service, call.verb) == (service, verb)), None) or _unknown(service, verb)
+    return next((call for call in CALLS if (call.service, call.verb) == (service, verb)), None) or _unknown(
+        service, verb
+    )
 
 
 def _unknown(service: str, verb: str) -> Call:
@@ -216,7 +218,7 @@ def token(text: str) -> str:
     """`text` if it may be one token of a subject. Raises `Rejected`."""
     if not is_token(text):
         raise Rejected(
-            f"{text!r} can't be part of a subject",
+            f"{text[:64]!r} can't be part of a subject",
             remedy="Use 1 to 128 letters, digits, '_' and '-'.",
         )
     return text

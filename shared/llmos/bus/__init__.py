@@ -1,0 +1,12 @@
+"""The bus: NATS JetStream behind verbs. The only package that imports nats.
+
+Saying: `emit`, `publish`, `tell`. Hearing: `work` (a queue, acked), `follow` (a history, in order). Asking: `call`,
+`serve`, `ask`. Keeping: `bucket`. What a method promises about persistence stands in its docstring.
+"""
+
+from llmos.bus.bucket import Bucket, Conflict, Entry
+from llmos.bus.connection import Bus
+from llmos.bus.delivery import Delivery
+from llmos.bus.follow import Heard
+
+__all__ = ["Bucket", "Bus", "Conflict", "Delivery", "Entry", "Heard"]

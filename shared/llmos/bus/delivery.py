@@ -1,0 +1,78 @@
+"""One message of a work queue, in the hands of the worker that has to finish it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Generic, TypeVar
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from llmos.contracts.envelope import Envelope
+
+T = TypeVar("T")
+
+
+class Delivery(Generic[T]):
+    """A message that is redelivered to somebody unless it is acked within the consumer's ack wait.
+
+    `deliveries` counts from 1. Effects must be idempotent: a late ack of an earlier delivery completes the message.
+    """
+
+    def __init__(
+        self,
+        msg: Msg,
+        body: T,
+        *,
+        ack_wait: float,
+        done: Callable[[], None],
+        bury: Callable[[Msg, str], Awaitable[None]],
+    ) -> None:
+        self._msg = msg
+        self._ack_wait = ack_wait
+        self._done = done
+        self._bury = bury
+        self.body = body
+        self.subject = msg.subject
+        self.data = msg.data
+        self.headers = dict(msg.headers or {})
+        self.sequence = msg.metadata.sequence.stream
+        self.deliveries = msg.metadata.num_delivered
+        self.time = msg.metadata.timestamp.timestamp()
+        self.envelope = Envelope.from_headers(msg.headers, default_id=f"{msg.metadata.stream}.{self.sequence}")
+
+    async def ack(self) -> None:
+        """Done: the queue forgets the message. Sent without waiting, so a crash right after it may redeliver."""
+        await self._msg.ack()
+        self._done()
+
+    async def nak(self, delay: float = 0.0) -> None:
+        """Give it back, to be delivered again after `delay` seconds."""
+        await self._msg.nak(delay=delay or None)
+        self._done()
+
+    async def in_progress(self) -> None:
+        """Restart the ack wait."""
+        await self._msg.in_progress()
+
+    async def dead(self, reason: str) -> None:
+        """Copy the message to DEAD (persisted before the queue forgets it) and end it."""
+        await self._bury(self._msg, reason)
+        self._done()
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Keep the message ours for as long as the block runs."""
+        beat = asyncio.create_task(self._beat())
+        try:
+            yield
+        finally:
+            beat.cancel()
+            with suppress(asyncio.CancelledError):
+                await beat
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._ack_wait / 3)
+            with suppress(nats.errors.Error):  # a lost connection: the next beat, or the redelivery, mends it
+                await self._msg.in_progress()
