@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import tink
 from tink import aead, hybrid, proto_keyset_format, secret_key_access, streaming_aead
@@ -57,12 +57,14 @@ class StreamingCipher:
 
     def seal(self, source: Path, dest: Path, context: bytes) -> None:
         """Encrypt `source` to `dest`. When it returns, `dest` is on the disk. Raises `OSError`."""
-        with (
-            source.open("rb") as plain,
-            _appearing(dest) as sealed,
-            self._aead.new_encrypting_stream(sealed, context) as stream,
-        ):
-            _copy(plain, stream)
+        with source.open("rb") as plain, _appearing(dest) as sealed:
+            try:
+                with self._aead.new_encrypting_stream(sealed, context) as stream:
+                    _copy(plain, stream)
+            except tink.TinkError:
+                if sealed.failure is None:
+                    raise
+                raise sealed.failure from None
 
     def unseal(self, source: Path, dest: Path, context: bytes) -> None:
         """Decrypt `source` to `dest`. When it returns, `dest` is verified and on the disk.
@@ -70,18 +72,17 @@ class StreamingCipher:
         Raises `Rejected` when `source` was cut, changed, reordered, or sealed under another key or context, and
         `OSError`; then `dest` is as it was before.
         """
-        try:
-            with (
-                source.open("rb") as sealed,
-                _appearing(dest) as plain,
-                self._aead.new_decrypting_stream(sealed, context) as stream,
-            ):
-                _copy(stream, plain)
-        except tink.TinkError:
-            raise Rejected(
-                f"{source.name} can't be unsealed with {self.name}: it is damaged or was sealed for something else",
-                remedy="Fetch it again; if that fails too, the stored copy is damaged: make the artifact again.",
-            ) from None
+        with _File(source, "rb") as sealed, _appearing(dest) as plain:
+            try:
+                with self._aead.new_decrypting_stream(sealed, context) as stream:
+                    _copy(stream, plain)
+            except tink.TinkError:
+                if sealed.failure is not None:
+                    raise sealed.failure from None
+                raise Rejected(
+                    f"{source.name} can't be unsealed with {self.name}: it is damaged or was sealed for something else",
+                    remedy="Fetch it again; if that fails too, the stored copy is damaged: make the artifact again.",
+                ) from None
 
 
 class Recipient:
@@ -157,14 +158,34 @@ class RootKey:
             raise Rejected(f"{context} was not wrapped by this root key, or was changed") from None
 
 
+class _File(io.FileIO):
+    """A file that remembers why it failed: Tink turns every failure below it into an error of its own."""
+
+    failure: OSError | None = None
+
+    def read(self, size: int | None = -1, /) -> Any:
+        try:
+            return super().read(size)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def write(self, data: Any, /) -> Any:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
 @contextmanager
-def _appearing(dest: Path) -> Iterator[BinaryIO]:
+def _appearing(dest: Path) -> Iterator[_File]:
     """A file to write that becomes `dest`, durable, when the block ends well, and disappears when it does not."""
     part = dest.with_name(f".{dest.name}.{secrets.token_hex(8)}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         try:
-            with io.FileIO(os.dup(descriptor), "wb") as file:  # Tink closes it; the descriptor stays for fsync
+            with _File(os.dup(descriptor), "wb") as file:  # Tink closes it; the descriptor stays for fsync
                 yield file
             os.fsync(descriptor)
         finally:

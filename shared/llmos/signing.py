@@ -106,7 +106,7 @@ def read_trusted(path: Path) -> dict[str, bytes]:
 
 
 def write_trusted(path: Path, keys: Mapping[str, bytes]) -> None:
-    """Write a trust file. A reader sees the old or the new one, never a part; the vault writes it again at each start."""
+    """Write a trust file. A reader sees the old or the new one, never a part; the vault writes it at each start."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
