@@ -20,6 +20,7 @@ from msgspec import Struct
 from llmos import config as configuration
 from llmos.artifacts import ArtifactStore, open_store
 from llmos.bus import Bus
+from llmos.cancel import cancel
 from llmos.clock import Clock, SystemClock
 from llmos.contracts.nodes import HEARTBEAT_S, Heartbeat
 from llmos.errors import LlmosError
@@ -52,7 +53,6 @@ class ServiceConfig(Struct, frozen=True, kw_only=True):
 
 
 C = TypeVar("C", bound=ServiceConfig)
-Serve = Callable[["Context[C]"], Awaitable[None]]
 
 
 class Context(Generic[C]):
@@ -125,12 +125,13 @@ class Context(Generic[C]):
         """Take the heartbeat back, so that nobody waits 20 s to learn that a stopped service is gone."""
         if self._beat is None:
             return
-        self._beat.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._beat
+        await cancel(self._beat)
         with suppress(LlmosError, TimeoutError):
             async with asyncio.timeout(2):
                 await self.bus.bucket("nodes").delete(f"{self.node}.{self.name}")
+
+
+Serve = Callable[[Context[C]], Awaitable[None]]
 
 
 def ready_file(data_dir: Path, name: str) -> Path:
@@ -176,10 +177,11 @@ async def running(name: str, config: C, serve: Serve[C], *, clock: Clock | None 
             context.stopping.set()
             done, _ = await asyncio.wait({task}, timeout=config.drain_s)
             if not done:
-                task.cancel()
+                context.log.warning("did not drain in time", after_s=config.drain_s)
+                await cancel(task)
             await context.retire()
-            with suppress(asyncio.CancelledError):
-                await task
+            if not task.cancelled():
+                task.result()
 
 
 async def _run(name: str, config: C, serve: Serve[C]) -> None:

@@ -70,7 +70,9 @@ async def test_work_is_redelivered_until_acked_and_not_after(bus: Bus) -> None:
     subject = subjects.control_stop("t")
     assert subject == "llmos.ctl.stop.t"
     for number in range(3):
-        await bus.publish(subjects.call("audit", "checkpoint", f"q{number}"), TaskStopRequested(f"t{number}", 1), type="x")
+        await bus.publish(
+            subjects.call("audit", "checkpoint", f"q{number}"), TaskStopRequested(f"t{number}", 1), type="x"
+        )
     seen: list[tuple[str, int]] = []
     async with asyncio.timeout(20):
         async for delivery in bus.work(

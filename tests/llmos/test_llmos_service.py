@@ -84,7 +84,9 @@ sys.exit(main("audit", ServiceConfig, serve))
 
 async def test_a_process_ends_cleanly_on_sigterm(nats_url: str, tmp_path: Path) -> None:
     env = os.environ | {"LLMOS_NATS_URL": nats_url, "LLMOS_NODE": "n1", "LLMOS_DATA_DIR": str(tmp_path)}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, env=env, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, env=env, stderr=asyncio.subprocess.PIPE
+    )
     async with asyncio.timeout(20):
         while not ready_file(tmp_path, "audit").exists():
             await asyncio.sleep(0.05)
@@ -94,7 +96,9 @@ async def test_a_process_ends_cleanly_on_sigterm(nats_url: str, tmp_path: Path) 
 
 async def test_a_bad_setting_is_named_with_the_remedy(tmp_path: Path) -> None:
     env = os.environ | {"LLMOS_DRAIN_S": "soon"}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, env=env, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, env=env, stderr=asyncio.subprocess.PIPE
+    )
     _, err = await process.communicate()
     assert process.returncode == 78
     assert b"LLMOS_DRAIN_S='soon'" in err

@@ -268,9 +268,17 @@ class Bus:
         """Every stored message from sequence `start` (0: only new ones), in order and each once, then what comes."""
         return follow(self._nc, self._pulls, stream, filters, start, last_per_subject)
 
-    async def last_sequence(self, stream: str) -> int:
-        """The sequence of the newest message; 0 for an empty stream."""
-        return int((await api.request(self._nc, f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+    async def last_sequence(self, stream: str, subject: str = "") -> int:
+        """The sequence of the newest message, of those that `subject` selects if it is given; 0 when there is none."""
+        if not subject:
+            return int((await api.request(self._nc, f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+        try:
+            found = await api.request(self._nc, f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except api.ApiError as error:
+            if error.err_code == 10037:
+                return 0
+            raise
+        return int(found["message"]["seq"])
 
     async def last_of(self, stream: str, subject: str, kind: type[T]) -> T | None:
         """The newest message of one subject, or `None`."""

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import nats.errors
 from nats.aio.msg import Msg
 
+from llmos.cancel import cancel
 from llmos.contracts.envelope import Envelope
 
 T = TypeVar("T")
@@ -67,9 +68,7 @@ class Delivery(Generic[T]):
         try:
             yield
         finally:
-            beat.cancel()
-            with suppress(asyncio.CancelledError):
-                await beat
+            await cancel(beat)
 
     async def _beat(self) -> None:
         while True:
