@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct, field
 
-from llmos.artifacts_content import Damaged, check_path, in_thread
+from llmos.artifacts_content import Damaged, check_paths, in_thread
 from llmos.errors import NotFound, Rejected
 
 __all__ = [
@@ -175,7 +175,7 @@ def decode_manifest(data: bytes) -> Manifest | None:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
         raise Rejected(f"the manifest has a fault: {error}", remedy="Store the tree again.") from error
-    _check_paths([entry.path for entry in manifest.files])
+    check_paths([entry.path for entry in manifest.files])
     if any(entry.size < 0 for entry in manifest.files):
         raise Rejected("the manifest has a negative size", remedy="Store the tree again.")
     return manifest
@@ -246,25 +246,12 @@ def _walk(root: Path) -> list[str]:
             elif not stat.S_ISDIR(mode):
                 raise Rejected(f"{at} is no regular file", remedy="Copy what it points to into the tree.")
     paths.sort()
-    _check_paths(paths)
+    check_paths(paths)
     return paths
 
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _check_paths(paths: Sequence[str]) -> None:
-    """Refuse paths that leave the tree, come twice, or name a file as another's directory."""
-    files = {check_path(path) for path in paths}
-    if len(files) != len(paths):
-        raise Rejected("two files of the tree have one path", remedy="Rename one; upper and lower case count as equal.")
-    for key in files:
-        above = key
-        while "/" in above:
-            above = above.rpartition("/")[0]
-            if above in files:
-                raise Rejected(f"{above!r} is both a file and a directory of the tree", remedy="Rename one.")
 
 
 @contextmanager

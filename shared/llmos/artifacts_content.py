@@ -6,14 +6,14 @@ import hashlib
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, TypeVar
 
-from llmos.errors import Busy, Rejected
+from llmos.errors import Busy, NotFound, Rejected
 
 CHUNK = 1 << 20  # bytes moved at a time
 
@@ -69,6 +69,27 @@ def check_path(path: str) -> str:
             remedy="Use relative paths of plain names, with '/' between them.",
         )
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Refuse paths that leave the tree, come twice, or name a file as another's directory."""
+    files = {check_path(path) for path in paths}
+    if len(files) != len(paths):
+        raise Rejected("two files of the tree have one path", remedy="Rename one; upper and lower case count as equal.")
+    for key in files:
+        above = key
+        while "/" in above:
+            above = above.rpartition("/")[0]
+            if above in files:
+                raise Rejected(f"{above!r} is both a file and a directory of the tree", remedy="Rename one.")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading; `NotFound` when it is none."""
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"{path} is no file", remedy="Give the path of a file that exists.") from None
 
 
 def chunks_of(source: BinaryIO, stopped: Event) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
-from llmos.artifacts_content import address_of, chunks_of, hex_of, in_thread, new_file, verify, write_chunks
+from llmos.artifacts_content import address_of, chunks_of, hex_of, in_thread, new_file, open_file, verify, write_chunks
 from llmos.errors import Fatal, NotFound, Rejected
 
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished file must be a dead process's
@@ -47,7 +47,7 @@ class DirectoryStore:
         """See `ArtifactStore`."""
 
         def work(stopped: Event) -> str:
-            with _open(path) as source:
+            with open_file(path) as source:
                 return self._put(chunks_of(source, stopped))
 
         return await in_thread(work)
@@ -119,13 +119,6 @@ class DirectoryStore:
                     path.unlink()
             except FileNotFoundError:
                 continue  # its owner finished
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"{path} is no file", remedy="Give the path of a file that exists.") from None
 
 
 def _sync_file(descriptor: int) -> None:

@@ -1,0 +1,1 @@
+"""What the tests of any room use: real servers, fault injection, golden files."""
