@@ -1,0 +1,307 @@
+"""The SDK: publish jobs, follow them, ask deployed models. Async; `llmos.sync` is its blocking face.
+
+async with await Client.connect() as llmos:
+    job = await llmos.submit({"name": "intents", "model": {"base": "hf:…"}, "data": {"train": "file:///…"}})
+    async for event in llmos.events(job):
+        print(event)
+"""
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from llmos.artifacts import ArtifactStore, open_store, put_tree
+from llmos.bus import Bus
+from llmos.clock import Clock, SystemClock
+from llmos.contracts import subjects
+from llmos.contracts.inference import Class, InferenceAnswered, InferenceRequested
+from llmos.contracts.jobs import (
+    ENDED,
+    CancelRequested,
+    ExplainRequested,
+    Explanation,
+    JobList,
+    JobRequested,
+    JobSpec,
+    JobsRequested,
+    JobView,
+)
+from llmos.contracts.models import ModelRecord
+from llmos.contracts.nodes import NodeList, NodesRequested, NodeView
+from llmos.errors import Busy, NotFound, Rejected, Unreachable, from_problem
+from llmos.history import ENDS, DeploymentView, follow_job, read_deployments
+from llmos.ids import is_token, new_id
+from llmos.telemetry import Telemetry
+
+CONNECT_WITHIN_S = 5.0
+INFER_WITHIN_S = 10.0
+SETTLED_WITHIN_S = 5.0
+
+
+class Client:
+    """A connection to a stack. Every method may be used from many tasks at once.
+
+    All raise `Busy` when the stack doesn't answer in time, `NotFound` for what doesn't exist, `Rejected` for a request
+    that is wrong.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        tenant: str = "default",
+        store: ArtifactStore | None = None,
+        telemetry: Telemetry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.bus = bus
+        self.tenant = tenant
+        self.store = store
+        self._telemetry = telemetry or Telemetry("client")
+        self._clock = clock or SystemClock()
+        self._deployed: set[str] = set()
+
+    @classmethod
+    async def connect(
+        cls,
+        nats_url: str | None = None,
+        tenant: str = "default",
+        *,
+        artifacts: str | None = None,
+        within: float = CONNECT_WITHIN_S,
+    ) -> "Client":
+        """Connect to `nats_url`, else `LLMOS_NATS_URL`, else the stack that runs here (`LLMOS_DATA_DIR` or `.llmos`).
+
+        `artifacts` is the store's URL (else `LLMOS_ARTIFACTS`, else that stack's); without one only `upload` fails.
+        Raises `Unreachable` when there is no stack or it doesn't answer within `within` seconds.
+        """
+        url, store_url = _find(nats_url, artifacts)
+        telemetry = Telemetry("client", platform.node())
+        try:
+            bus = await Bus.connect(
+                url,
+                source=f"client/{platform.node() or 'somewhere'}",
+                telemetry=telemetry,
+                credentials=os.environ.get("LLMOS_NATS_CREDENTIALS", ""),
+                within=within,
+            )
+        except Busy as error:
+            telemetry.close()
+            raise Unreachable(error.problem.message, remedy=error.problem.remedy) from error
+        try:
+            store = open_store(store_url) if store_url else None
+        except BaseException:
+            await bus.close()
+            raise
+        return cls(bus, tenant=tenant, store=store, telemetry=telemetry)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.bus.close()
+        self._telemetry.close()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- jobs ---
+
+    async def submit(
+        self, spec: Mapping[str, Any] | JobSpec, job_id: str | None = None, *, traceparent: str = ""
+    ) -> str:
+        """Publish a job; its id. It is persisted when this returns, and publishing one id again changes nothing.
+
+        Whether the spec is right is said by `JobAdmitted` or `JobRejected` (see `events`, `wait`).
+        """
+        job = job_id or new_id("job")
+        if isinstance(spec, Mapping):
+            body: Any = {"tenant": self.tenant, **spec}
+            named = body["tenant"]
+        else:
+            body, named = spec, spec.tenant
+        # A tenant that can't be part of a subject is one fault among others: the scheduler lists them all.
+        tenant = named if isinstance(named, str) and is_token(named) else self.tenant
+        subject = subjects.job_submit(tenant, job)
+        with self._telemetry.span("submit job", parent=traceparent, kind="producer", job=job):
+            await self.bus.publish(subject, body, type="llmos.job.submitted.v1", id=job)
+        return job
+
+    async def job(self, job: str) -> JobView:
+        """A job as it stands, with its tasks."""
+        return cast(JobView, await self._ask("job", JobRequested(_one(job, "job"))))
+
+    async def jobs(self, *, tenant: str | None = None, state: str | None = None, limit: int = 100) -> list[JobView]:
+        """Jobs, newest first; of every tenant unless one is named."""
+        answer: JobList = await self._ask("jobs", JobsRequested(tenant, state, limit))
+        return answer.jobs
+
+    async def explain(self, job: str) -> Explanation:
+        """Why a job waits, or what it does."""
+        return cast(Explanation, await self._ask("explain", ExplainRequested(_one(job, "job"))))
+
+    async def cancel(self, job: str, reason: str = "", *, requested_by: str = "") -> JobView:
+        """Ask that a job ends; it is `cancelled` once nothing of it runs. Repeating it changes nothing."""
+        request = CancelRequested(_one(job, "job"), requested_by, reason)
+        return cast(JobView, await self._ask("cancel", request))
+
+    async def events(self, job: str) -> AsyncGenerator[Struct, None]:
+        """Every fact of a job, from its first one, as typed events; ends after the fact that ends the job."""
+        async with aclosing(follow_job(self.bus, job)) as facts:
+            async for _, event in facts:
+                yield event
+
+    async def wait(self, job: str, timeout: float | None = None) -> JobView:
+        """Wait until a job has ended; how it ended. Raises `Busy` after `timeout` seconds; the job goes on."""
+        try:
+            async with asyncio.timeout(timeout), aclosing(self.events(job)) as events:
+                async for event in events:
+                    if isinstance(event, ENDS):
+                        break
+        except TimeoutError:
+            raise Busy(f"{job} has not ended within {timeout:g} s", remedy="Wait longer; the job goes on.") from None
+        return await self.ended(job)
+
+    async def ended(self, job: str) -> JobView:
+        """A job whose last fact was heard: the scheduler may need a moment to show it."""
+        deadline = self._clock.monotonic() + SETTLED_WITHIN_S
+        while True:
+            try:
+                view = await self.job(job)
+            except NotFound:
+                if self._clock.monotonic() > deadline:
+                    raise
+            else:
+                if view.state in ENDED or self._clock.monotonic() > deadline:
+                    return view
+            await asyncio.sleep(0.05)
+
+    # --- nodes, models, deployments ---
+
+    async def nodes(self) -> list[NodeView]:
+        """The nodes, as the scheduler sees them."""
+        answer: NodeList = await self._ask("nodes", NodesRequested())
+        return answer.nodes
+
+    async def models(self) -> list[ModelRecord]:
+        """Every registered model with its versions, by name."""
+        bucket = self.bus.bucket("models")
+        entries = [await bucket.get(key, ModelRecord) for key in await bucket.keys()]
+        return [entry.value for entry in entries if entry is not None]
+
+    async def model(self, name: str) -> ModelRecord:
+        """One registered model."""
+        entry = await self.bus.bucket("models").get(_one(name, "model"), ModelRecord)
+        if entry is None:
+            raise NotFound(f"there is no model {name!r}", remedy="See `llmos get models`.", param="model")
+        return entry.value
+
+    async def deployments(self, name: str | None = None) -> list[DeploymentView]:
+        """What should be served now, and how far each replica is."""
+        return await read_deployments(self.bus, _one(name, "deployment") if name else "*")
+
+    # --- inference ---
+
+    async def infer(
+        self,
+        deployment: str,
+        texts: Sequence[str],
+        *,
+        top: int = 0,
+        priority: Class = "interactive",
+        timeout: float = INFER_WITHIN_S,
+        traceparent: str = "",
+    ) -> InferenceAnswered:
+        """Classify texts with a deployed model; one output per text. `top` limits the labels listed (0: all).
+
+        Raises `NotFound` when nothing is deployed under that name, `Busy` when no replica answers within `timeout`
+        seconds.
+        """
+        await self._check_deployed(deployment)
+        id = new_id("r")
+        request = InferenceRequested(
+            client=self.bus.client,
+            inputs=list(texts),
+            tenant=self.tenant,
+            top=top,
+            deadline=self._clock.now() + timeout,
+        )
+        with self._telemetry.span("infer", parent=traceparent, kind="client", model=deployment):
+            try:
+                answer = await self.bus.ask(
+                    subjects.infer(deployment, id, priority),
+                    request,
+                    type="llmos.inference.requested.v1",
+                    id=id,
+                    answer=InferenceAnswered,
+                    timeout=timeout,
+                    ttl=timeout,
+                )
+            except TimeoutError:
+                self._deployed.discard(deployment)
+                await self._check_deployed(deployment)
+                raise Busy(
+                    f"no replica of {deployment} answered within {timeout:g} s",
+                    remedy="See `llmos get deployments`; retry later or with a longer timeout.",
+                ) from None
+        if answer.problem is not None:
+            raise from_problem(answer.problem)
+        return answer
+
+    async def _check_deployed(self, deployment: str) -> None:
+        if deployment in self._deployed:
+            return
+        if not await self.deployments(deployment):
+            raise NotFound(
+                f"nothing is deployed as {deployment!r}", remedy="See `llmos get deployments`.", param="deployment"
+            )
+        self._deployed.add(deployment)
+
+    # --- artifacts ---
+
+    async def upload(self, path: str | Path) -> str:
+        """Store a file, or a directory as a tree; `artifact:sha256:…`, to be used in a spec."""
+        if self.store is None:
+            raise Rejected(
+                "no artifact store is known to upload to", remedy="Set LLMOS_ARTIFACTS to the stack's store."
+            )
+        path = Path(path)
+        if path.is_dir():
+            return f"artifact:{await put_tree(self.store, path, kind='upload', meta={'name': path.name})}"
+        if not path.is_file():
+            raise NotFound(f"there is no file {path}", remedy="Correct the path.")
+        return f"artifact:{await self.store.put_file(path)}"
+
+    async def _ask(self, verb: str, request: Struct) -> Any:
+        return await self.bus.call("scheduler", verb, request)
+
+
+def _one(name: str, what: str) -> str:
+    """`name` if it can name something. What can't be a subject token can't exist."""
+    if not is_token(name):
+        raise NotFound(f"there is no {what} {name!r}", remedy="Names are letters, digits, '_' and '-'.", param=what)
+    return name
+
+
+def _find(nats_url: str | None, artifacts: str | None) -> tuple[str, str]:
+    """The bus and the store to use: what is given, what the environment says, what runs here."""
+    from llmos import local
+
+    url = nats_url or os.environ.get("LLMOS_NATS_URL", "")
+    store = artifacts or os.environ.get("LLMOS_ARTIFACTS", "")
+    stack = local.find_stack()
+    if stack is not None and url in ("", stack.nats_url):
+        return stack.nats_url, store or stack.artifacts
+    if not url:
+        raise Unreachable(
+            "no stack runs here and LLMOS_NATS_URL is not set",
+            remedy="Start one with `llmos up`, or set LLMOS_NATS_URL to the bus of another.",
+        )
+    return url, store

@@ -1,0 +1,234 @@
+"""Scripted peers: a scheduler and an inferencer that speak only the bus and do what a test tells them.
+
+They stand in for services in tests of whatever talks to those services, so that such a test needs no training.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from llmos.bus import Bus
+from llmos.cancel import cancel
+from llmos.contracts import deployments, inference, jobs, models, nodes, subjects, tasks
+from llmos.contracts.envelope import Envelope
+from llmos.errors import NotFound, Problem
+
+NODE = "scripted"
+Step = Struct | asyncio.Event
+Handler = Callable[[Any, Envelope], Awaitable[Struct]]
+Story = Callable[[str, jobs.JobSpec], Iterator[Step]]
+
+
+def deployed(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
+    """The facts of a job that goes well."""
+    for kind in tasks.KINDS:
+        where: dict[str, Any] = {"task": f"{job}-{kind}", "job": job, "tenant": spec.tenant, "kind": kind, "lease": 1}
+        yield tasks.TaskPlaced(**where, attempt=1, node=NODE)
+        yield tasks.TaskStarted(**where, node=NODE)
+        for step in (1, 2):
+            yield tasks.TaskProgressed(
+                **where,
+                node=NODE,
+                phase=kind,
+                step=step,
+                steps=2,
+                fraction=step / 2,
+                eta=2.0 - step,
+                metrics={"loss": 1 / step},
+            )
+        yield tasks.TaskSucceeded(**where, node=NODE, metrics={"accuracy": 0.9})
+    yield models.ModelExported(version_of(job, spec))
+    yield jobs.JobDeployed(job, spec.tenant, spec.name, 1, [NODE])
+
+
+def rejected(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
+    """The facts of a job whose data is wrong."""
+    faults = [jobs.Fault("data.train", "no 'label'; there is 'text'", line) for line in (2, 7)]
+    yield jobs.JobRejected(job, spec.tenant, faults, spec.name)
+
+
+def refused(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
+    """The facts of a job whose model does not pass its gate."""
+    yield jobs.JobRefused(job, spec.tenant, ["accuracy 0.50 is below 0.90"], {"accuracy": 0.5})
+
+
+def version_of(job: str, spec: jobs.JobSpec, version: int = 1) -> models.ModelVersion:
+    """A registered version with plausible content."""
+    return models.ModelVersion(
+        model=spec.name, version=version, tenant=spec.tenant, task=spec.task, artifact="sha256:" + "a" * 64, job=job,
+        created_at=1_790_000_000.0, labels=["no", "yes"], metrics={"accuracy": 0.9}, size=1234,
+    )  # fmt: skip
+
+
+class ScriptedScheduler:
+    """Takes submissions, tells `story` of each as events, and answers what a scheduler is asked.
+
+    A spec that is no `JobSpec` is rejected with the first fault. `heard` holds the submissions as they came.
+    """
+
+    def __init__(self, bus: Bus, story: Story = deployed) -> None:
+        self.bus = bus
+        self.story = story
+        self.jobs: dict[str, jobs.JobView] = {}
+        self.heard: list[tuple[str, dict[str, str], Any]] = []
+        self.cancelled: list[jobs.CancelRequested] = []
+        self._stories: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        calls: dict[str, Handler] = {
+            "jobs": self._jobs,
+            "job": self._job,
+            "explain": self._explain,
+            "cancel": self._cancel,
+            "nodes": self._nodes,
+        }
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.bus.serve("scheduler", calls))
+                group.create_task(self._take())
+        finally:
+            await cancel(*self._stories)
+
+    async def _take(self) -> None:
+        async for delivery in self.bus.work("JOBS", "scheduler", "llmos.job.submit.*.*", msgspec.Raw, slots=lambda: 8):
+            job = delivery.subject.rsplit(".", 1)[-1]
+            self.heard.append((delivery.subject, delivery.headers, msgspec.json.decode(delivery.data)))
+            await delivery.ack()
+            try:
+                spec = msgspec.json.decode(delivery.data, type=jobs.JobSpec)
+            except msgspec.ValidationError as error:
+                await self.bus.emit(jobs.JobRejected(job, "default", [jobs.Fault("spec", str(error))]))
+                continue
+            task = asyncio.create_task(self._tell(job, spec, delivery.envelope))
+            self._stories.add(task)
+            task.add_done_callback(self._stories.discard)
+
+    async def _tell(self, job: str, spec: jobs.JobSpec, cause: Envelope) -> None:
+        view = jobs.JobView(job, spec.name, spec.tenant, spec.queue, "queued", spec.priority, time.time(), spec=spec)
+        self.jobs[job] = view
+        steps = self.story(job, spec)
+        first = next(steps)
+        if not isinstance(first, jobs.JobRejected):
+            await self.bus.emit(jobs.JobAdmitted(job, spec, time.time()), cause=cause.id, traceparent=cause.traceparent)
+        for step in (first, *steps):
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+                continue
+            self._note(job, step)
+            await self.bus.emit(step, cause=cause.id, traceparent=cause.traceparent)
+
+    def _note(self, job: str, event: Struct) -> None:
+        view = self.jobs[job]
+        change: dict[str, Any] = {}
+        if isinstance(event, tasks.TaskStarted):
+            change = {"state": {"check": "checking", "train": "training", "export": "exporting"}[event.kind]}
+        elif isinstance(event, jobs.JobDeployed | jobs.JobSucceeded):
+            state = "deployed" if isinstance(event, jobs.JobDeployed) else "succeeded"
+            change = {"state": state, "model": event.model, "version": event.version, "metrics": {"accuracy": 0.9}}
+        elif isinstance(event, jobs.JobRejected):
+            change = {"state": "rejected", "faults": event.faults}
+        elif isinstance(event, jobs.JobRefused):
+            change = {"state": "refused", "reasons": event.reasons, "metrics": event.metrics}
+        elif isinstance(event, jobs.JobFailed):
+            change = {"state": "failed", "problem": event.problem}
+        elif isinstance(event, jobs.JobCancelled):
+            change = {"state": "cancelled"}
+        self.jobs[job] = msgspec.structs.replace(view, **change)
+
+    def _find(self, job: str) -> jobs.JobView:
+        if job not in self.jobs:
+            raise NotFound(f"there is no job {job!r}", remedy="See `llmos get jobs`.", param="job")
+        return self.jobs[job]
+
+    async def _jobs(self, request: jobs.JobsRequested, _: Envelope) -> jobs.JobList:
+        found = [
+            view
+            for view in reversed(self.jobs.values())
+            if request.tenant in (None, view.tenant) and request.state in (None, view.state)
+        ]
+        return jobs.JobList(found[: request.limit])
+
+    async def _job(self, request: jobs.JobRequested, _: Envelope) -> jobs.JobView:
+        return self._find(request.job)
+
+    async def _explain(self, request: jobs.ExplainRequested, _: Envelope) -> jobs.Explanation:
+        view = self._find(request.job)
+        return jobs.Explanation(
+            view.job, view.state, "it waits for a node with 1 GPU", ["scripted: 0 GPUs"], remedies=["Add a node."]
+        )
+
+    async def _cancel(self, request: jobs.CancelRequested, _: Envelope) -> jobs.JobView:
+        view = self._find(request.job)
+        self.cancelled.append(request)
+        if view.state not in jobs.ENDED:
+            self.jobs[view.job] = view = msgspec.structs.replace(view, state="cancelling")
+            await self.bus.emit(jobs.JobCancelling(view.job, view.tenant, request.requested_by, request.reason))
+            await self.bus.emit(jobs.JobCancelled(view.job, view.tenant))
+            self._note(view.job, jobs.JobCancelled(view.job, view.tenant))
+        return view
+
+    async def _nodes(self, _: nodes.NodesRequested, __: Envelope) -> nodes.NodeList:
+        inventory = nodes.Inventory(cpus=2, memory=8 << 30, cpu_model="scripted")
+        return nodes.NodeList([nodes.NodeView(NODE, True, inventory, ["trainer"])])
+
+
+class ScriptedInferencer:
+    """Answers the requests of one deployment: texts with `good` are `yes`. `requests` holds what came."""
+
+    def __init__(self, bus: Bus, deployment: str, *, problem: Problem | None = None, silent: bool = False) -> None:
+        self.bus = bus
+        self.deployment = deployment
+        self.problem = problem
+        self.silent = silent
+        self.requests: list[inference.InferenceRequested] = []
+
+    async def deploy(self) -> None:
+        """Say, as the scheduler and the inferencer would, that the deployment is there."""
+        version = version_of(
+            "job-1", jobs.JobSpec(self.deployment, jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a"))
+        )
+        assigned = deployments.ReplicaAssigned(self.deployment, NODE, 1, version=version, job="job-1")
+        await self.bus.publish(subjects.deploy(NODE, self.deployment), assigned, type="llmos.replica.assigned.v1")
+        await self.bus.emit(
+            deployments.ReplicaReady(self.deployment, "default", NODE, 1, self.deployment, 1, job="job-1")
+        )
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        consumer, filter = subjects.infer_consumer(self.deployment, "interactive")
+        async for delivery in self.bus.work("INFER", consumer, filter, inference.InferenceRequested, slots=lambda: 8):
+            self.requests.append(delivery.body)
+            if not self.silent:
+                id = delivery.subject.rsplit(".", 1)[-1]
+                answer = self._answer(id, delivery.body.inputs)
+                subject = subjects.reply(delivery.body.client, id)
+                await self.bus.tell(subject, answer, type="llmos.inference.answered.v1", cause=delivery.envelope.id)
+            await delivery.ack()
+
+    def _answer(self, id: str, texts: Sequence[str]) -> inference.InferenceAnswered:
+        if self.problem is not None:
+            return inference.InferenceAnswered(id, self.deployment, problem=self.problem)
+        outputs = [
+            inference.Classification("yes" if "good" in text else "no", 0.75, [inference.LabelScore("yes", 0.75)])
+            for text in texts
+        ]
+        return inference.InferenceAnswered(id, self.deployment, 1, NODE, outputs, 0.1, 0.2)
+
+
+@asynccontextmanager
+async def playing(*peers: ScriptedScheduler | ScriptedInferencer) -> AsyncIterator[None]:
+    """Run peers for the length of a block; what they raise is raised at its end."""
+    running = [asyncio.create_task(peer.run()) for peer in peers]
+    try:
+        yield
+    finally:
+        ended = [task for task in running if task.done()]
+        await cancel(*running)
+        for task in ended:
+            task.result()
