@@ -24,7 +24,9 @@ class Statement(Struct, frozen=True):
 class ModelVersion(Struct, frozen=True, omit_defaults=True):
     """One registered version. `source` metrics are of the trained model, `metrics` of the exported artifact.
 
-    `parity` holds `max_abs_diff`, `mean_abs_diff`, `agreement`; sizes in bytes, times in Unix seconds.
+    `parity` holds `max_abs_diff`, `mean_abs_diff`, `agreement`; sizes in bytes, times in Unix seconds. `base` is the
+    reference that the job named; `trained` is the artifact of kind `model` that was exported, from which
+    `model:name@version` trains on.
     """
 
     model: str
@@ -44,6 +46,7 @@ class ModelVersion(Struct, frozen=True, omit_defaults=True):
     base: str = ""
     private: bool = False
     signature: Signature | None = None
+    trained: str = ""
 
 
 class ModelRecord(Struct, frozen=True, omit_defaults=True):
