@@ -6,11 +6,9 @@ manifest can read the whole tree, and a crash before that leaves nothing that ha
 """
 
 import os
-import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -18,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct, field
 
-from llmos.artifacts_content import Damaged, check_paths, in_thread
+from llmos.artifacts_content import Damaged, check_paths, fresh_directory, in_thread
 from llmos.errors import NotFound, Rejected
 
 __all__ = [
@@ -196,7 +194,7 @@ async def get_tree(store: ArtifactStore, address: str, dest: Path, *, cipher: Ci
             f"{address} is sealed by {manifest.sealed_by or 'nobody'}, and the cipher given is {sealed_by or 'none'}",
             remedy="Ask the key ring for the key that the manifest names in sealed_by.",
         )
-    with _fresh_directory(dest) as staging:
+    with fresh_directory(dest) as staging:
         for entry in manifest.files:
             target = staging / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -252,21 +250,6 @@ def _walk(root: Path) -> list[str]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-@contextmanager
-def _fresh_directory(dest: Path) -> Iterator[Path]:
-    """A new directory beside `dest` that becomes `dest` when the block ends well, and is removed when it doesn't."""
-    if dest.is_symlink() or dest.exists():
-        raise Rejected(f"{dest} exists", remedy="Give a path that does not exist yet.")
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
-    try:
-        yield staging
-        staging.rename(dest)
-    except BaseException:  # whatever ends the block, a cancellation too, nothing half done stays behind
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _check_regular(path: Path) -> None:

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import re
 import secrets
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -119,6 +121,25 @@ def verify(address: str, found: str, place: str) -> None:
 
 
 @contextmanager
+def fresh_directory(dest: Path) -> Iterator[Path]:
+    """A new directory beside `dest` that becomes `dest` when the block ends well, and is removed when it doesn't.
+
+    Raises `Rejected` when `dest` exists; a full disk becomes `Busy`.
+    """
+    if dest.is_symlink() or dest.exists():
+        raise Rejected(f"{dest} exists", remedy="Give a path that does not exist yet.")
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
+    try:
+        with _disk_errors(staging):
+            yield staging
+        staging.rename(dest)
+    except BaseException:  # whatever ends the block, a cancellation too, nothing half done stays behind
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def new_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """A fresh file in `folder`, open for writing, for the block to rename; removed if it is still there at the end.
 
@@ -126,12 +147,8 @@ def new_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """
     path = folder / f".{secrets.token_hex(8)}.part"
     try:
-        with path.open("xb") as sink:
+        with _disk_errors(folder), path.open("xb") as sink:
             yield path, sink
-    except OSError as error:
-        if error.errno in _FULL:
-            raise Busy(f"no space is left in {folder}", remedy="Free some, then try again.") from error
-        raise
     finally:
         path.unlink(missing_ok=True)
 
@@ -151,4 +168,14 @@ async def in_thread(work: Callable[[Event], T], pool: Executor | None = None) ->
         while not future.done():
             await asyncio.wait([future])
         future.exception()  # whatever it was, the cancellation is what the caller hears of
+        raise
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Busy(f"no space is left for {folder}", remedy="Free some, then try again.") from error
         raise

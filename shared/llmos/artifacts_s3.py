@@ -26,7 +26,6 @@ from llmos.artifacts_content import (
     CHUNK,
     StoppedError,
     address_of,
-    check_paths,
     chunks_of,
     hex_of,
     in_thread,
@@ -35,6 +34,7 @@ from llmos.artifacts_content import (
     verify,
     write_chunks,
 )
+from llmos.contracts.references import is_bucket
 from llmos.errors import Busy, Fatal, LlmosError, NotFound, Rejected
 
 _WORKERS = 4
@@ -83,11 +83,17 @@ class S3Store:
 
     def __init__(self, client: Minio, bucket: str, *, prefix: str = "") -> None:
         """Make the bucket when it is absent, and check that an object can be written and read back."""
+        if not is_bucket(bucket):
+            raise Rejected(
+                f"{bucket!r} can't be a bucket",
+                remedy="Use 3 to 63 lower-case letters, digits, '.' and '-'.",
+                param="artifacts",
+            )
         self._client = client
         self._bucket = bucket
         self._prefix = f"{prefix}/sha256/" if prefix else "sha256/"
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="llmos-s3")
-        with _problems(f"s3://{bucket}"):
+        with problems(f"s3://{bucket}"):
             self._probe()
 
     async def put_bytes(self, data: bytes) -> str:
@@ -148,6 +154,10 @@ class S3Store:
         """See `ArtifactStore`."""
         return await self._run(lambda _: self._size(address))
 
+    def holds(self, bucket: str, key: str) -> bool:
+        """Whether an object with this key, or one whose key begins with it, may be one of the store's."""
+        return bucket == self._bucket and (key.startswith(self._prefix) or self._prefix.startswith(key))
+
     def _key(self, address: str) -> str:
         return self._prefix + hex_of(address)
 
@@ -155,11 +165,11 @@ class S3Store:
         return f"s3://{self._bucket}/{self._key(address)}"
 
     async def _run(self, work: Callable[[Event], T]) -> T:
-        with _problems(f"s3://{self._bucket}"):
+        with problems(f"s3://{self._bucket}"):
             return await in_thread(work, self._pool)
 
     def _size(self, address: str) -> int:
-        with _problems(self._place(address)):
+        with problems(self._place(address)):
             return int(self._client.stat_object(self._bucket, self._key(address)).size or 0)
 
     def _put(self, address: str, source: BinaryIO, size: int) -> None:
@@ -226,7 +236,7 @@ def read_object(client: Minio, bucket: str, key: str, stopped: Event) -> Iterato
     Raises `NotFound`, `Busy`, `Fatal` like the store, and `StoppedError` when told to stop.
     """
     received, total, breaks = 0, -1, 0
-    with _problems(f"s3://{bucket}/{key}"):
+    with problems(f"s3://{bucket}/{key}"):
         while received != total:
             response = client.get_object(bucket, key, offset=received)
             try:
@@ -248,42 +258,6 @@ def read_object(client: Minio, bucket: str, key: str, stopped: Event) -> Iterato
                 response.release_conn()
 
 
-def fetch_objects(env: Mapping[str, str], bucket: str, key: str, dest: Path, stopped: Event) -> Path:
-    """Bring the object `key` to the file `dest/<its last name>`, or every object below `key/` into `dest`.
-
-    `dest` must be an empty directory. Returns the file or the directory. A bucket that these credentials may not read
-    is the sender's fault here: `Rejected`.
-    """
-    client = connect(env)
-    try:
-        with _problems(f"s3://{bucket}/{key}"):
-            if key and not key.endswith("/"):
-                try:
-                    return _fetch(client, bucket, key, dest / key.rpartition("/")[2], stopped)
-                except NotFound:
-                    pass
-            prefix = f"{key.rstrip('/')}/" if key else ""
-            keys = [item.object_name or "" for item in client.list_objects(bucket, prefix, recursive=True)]
-            paths = [name.removeprefix(prefix) for name in keys if not name.endswith("/")]
-            if not paths:
-                raise NotFound(f"there is no object s3://{bucket}/{key}", remedy="Look at the bucket and the key.")
-            check_paths(paths)
-            for path in paths:
-                _fetch(client, bucket, prefix + path, dest / path, stopped)
-            return dest
-    except Fatal as error:
-        raise Rejected(error.problem.message, remedy=error.problem.remedy) from error
-
-
-def _fetch(client: Minio, bucket: str, key: str, dest: Path, stopped: Event) -> Path:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(dest.parent) as (path, sink):
-        write_chunks(read_object(client, bucket, key, stopped), sink)
-        sink.flush()
-        path.replace(dest)
-    return dest
-
-
 def _http() -> urllib3.PoolManager:
     """Connections that outlive a server's restart (6 s of retries) and give up on one that hangs."""
     retries = urllib3.Retry(total=5, read=1, other=0, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504))
@@ -297,7 +271,7 @@ def _http() -> urllib3.PoolManager:
 
 
 @contextmanager
-def _problems(place: str) -> Iterator[None]:
+def problems(place: str) -> Iterator[None]:
     """Turn what minio and urllib3 raise into the errors of llmos."""
     try:
         yield
@@ -307,8 +281,6 @@ def _problems(place: str) -> Iterator[None]:
         raise Fatal(f"what answers for {place} is no S3 server: {error}", remedy="Look at LLMOS_S3_URL.") from error
     except (MinioException, HTTPError) as error:
         raise Busy(f"{place} can't be reached: {error}", remedy="Look at LLMOS_S3_URL and its server.") from error
-    except ValueError as error:  # minio checks names before it sends them
-        raise Rejected(f"{place} can't be used: {error}", remedy="Look at the names of bucket and key.") from error
 
 
 def _translate(error: S3Error, place: str) -> LlmosError:
