@@ -9,6 +9,8 @@ from llmos.errors import Problem
 
 # The enum is open on the wire; what a stack can run is checked at admission.
 TASKS = ("text-classification",)
+# What an exported model is measured by on its test split, and what a gate can bound. `f1` is the macro average.
+METRICS = ("accuracy", "f1", "loss")
 
 JobState = Literal[
     "queued", "checking", "training", "exporting", "deploying", "cancelling",  # alive

@@ -1,0 +1,230 @@
+"""The complete check of a job spec as it came over the bus: every fault at once, each with the path of its field.
+
+Shape (unknown and missing fields, types) is read off the contract's Structs, so that a new field is checked the day it
+is added; ranges and what only makes sense together stand in one table and a few rules. Pure.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from llmos.contracts.jobs import METRICS, TASKS, Bound, Fault, JobSpec
+from llmos.contracts.references import parse
+from llmos.errors import Rejected
+from llmos.ids import is_token
+from llmos_scheduler.resources import parse_bytes
+
+LARGEST_SPEC = 256 * 1024  # bytes
+MOST_FAULTS = 100
+
+# Ranges of numbers, both ends included; `None` has no end.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "priority": (0, 100),
+    "train.epochs": (1, 10_000),
+    "train.steps": (1, 100_000_000),
+    "train.batch_size": (1, 65_536),
+    "train.learning_rate": (1e-9, 1.0),
+    "train.weight_decay": (0, 1),
+    "train.warmup": (0, None),
+    "train.max_length": (4, 8_192),
+    "train.max_grad_norm": (1e-6, None),
+    "train.seed": (0, 2**32 - 1),
+    "deploy.replicas": (1, 1_000),
+    "resources.cpus": (0.1, 4_096),
+    "resources.gpus": (0, 1_024),
+    "retry.max_attempts": (1, 100),
+}
+_TOKENS = ("name", "tenant", "queue", "deploy.name")
+_REFERENCES = ("model.base", "data.train", "data.validation", "data.test")
+_SHARES = ("accuracy", "f1")  # metrics that lie between 0 and 1
+
+
+def check_spec(data: bytes, *, tenant: str, now: float) -> tuple[JobSpec | None, list[Fault]]:
+    """Read the body of a submission that came for `tenant`: the spec, or everything that is wrong with it.
+
+    A body without `tenant` takes the subject's. `now` (Unix seconds) judges the deadline.
+    """
+    if len(data) > LARGEST_SPEC:
+        return None, [Fault("", f"the spec has {len(data)} bytes; the limit is {LARGEST_SPEC}")]
+    try:
+        raw = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return None, [Fault("", f"the message is not JSON: {error}")]
+    except RecursionError:
+        return None, [Fault("", "the message is nested too deeply")]
+    if not isinstance(raw, dict):
+        return None, [Fault("", f"the message must be a JSON object with the fields of a job, not {_kind(raw)}")]
+    raw.setdefault("tenant", tenant)
+    faults = list(_shape(raw, JobSpec, ""))
+    broken = {fault.path for fault in faults}
+    faults += [fault for fault in _rules(raw, tenant, now) if fault.path not in broken]
+    if len(faults) > MOST_FAULTS:
+        more = len(faults) - MOST_FAULTS
+        faults = [*faults[:MOST_FAULTS], Fault("", f"{more} more faults are not listed")]
+    return (None, faults) if faults else (msgspec.convert(raw, JobSpec), [])
+
+
+# --- shape ---
+
+
+def _shape(raw: Mapping[str, Any], kind: type[Struct], at: str) -> list[Fault]:
+    """Unknown fields, missing fields and wrong types of one object, and of the objects in it."""
+    faults = []
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for name in raw:
+        if name not in fields:
+            near = get_close_matches(name, fields, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(fields)}"
+            faults.append(Fault(at + name[:100], f"no such field; {hint}"))
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                faults.append(Fault(at + name, "is missing"))
+        else:
+            faults += _value(raw[name], field.type, at + name)
+    return faults
+
+
+def _value(value: Any, kind: Any, path: str) -> list[Fault]:
+    options = [option for option in get_args(kind) if option is not type(None)]
+    struct = kind if _is_struct(kind) else next((option for option in options if _is_struct(option)), None)
+    if struct is not None and isinstance(value, dict):
+        return _shape(value, struct, f"{path}.")
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return [fault for name, item in value.items() for fault in _value(item, options[1], f"{path}.{name[:100]}")]
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        return [Fault(path, _plain(str(error)))]
+    return []
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _plain(message: str) -> str:
+    """msgspec's words in ours: `Expected `int`, got `str`` → `must be int, not str`."""
+    return message.replace("Expected ", "must be ").replace(", got ", ", not ").replace("`", "")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+# --- rules ---
+
+
+def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
+    """Ranges, names, references, and fields that contradict each other; what has a wrong type is passed over."""
+    faults: list[Fault] = []
+
+    def get(path: str) -> Any:
+        value: Any = raw
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def fault(path: str, message: str) -> None:
+        faults.append(Fault(path, message))
+
+    for path, (low, high) in _RANGES.items():
+        value = get(path)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if low is not None and value < low:
+                fault(path, f"must be at least {low:g}, not {value:g}")
+            elif high is not None and value > high:
+                fault(path, f"must be at most {high:g}, not {value:g}")
+    for path in _TOKENS:
+        value = get(path)
+        if isinstance(value, str) and not is_token(value):
+            fault(path, f"{value[:100]!r} must be 1 to 128 letters, digits, '_' or '-'")
+    for path in _REFERENCES:
+        value = get(path)
+        if isinstance(value, str):
+            _reference(path, value, fault)
+    if isinstance(get("tenant"), str) and get("tenant") != tenant:
+        fault("tenant", f"is {get('tenant')[:100]!r}, but the job was submitted for {tenant!r}")
+    task = get("task")
+    if isinstance(task, str) and task not in TASKS:
+        fault("task", f"{task[:100]!r} is not supported; supported: {', '.join(TASKS)}")
+    if get("train.epochs") is not None and get("train.steps") is not None:
+        fault("train", "give epochs or steps, not both")
+    for path in ("data.text", "data.label"):
+        if get(path) == "":
+            fault(path, "must name a column")
+    if get("data.label") is not None and get("data.label") == (get("data.text") or "text"):
+        fault("data.label", "must be another column than data.text")
+    _resources(get, fault)
+    _deadline(get("deadline"), now, fault)
+    if isinstance(get("gate"), dict):
+        for name, bound in get("gate").items():
+            _gate(name, bound, fault)
+    return faults
+
+
+def _reference(path: str, text: str, fault: Callable[[str, str], None]) -> None:
+    try:
+        reference = parse(text)
+    except Rejected as error:
+        fault(path, str(error))
+        return
+    if path != "model.base" and reference.scheme == "model":
+        fault(path, "names a model, not data; use file://, s3://, artifact: or hf:")
+
+
+def _resources(get: Callable[[str], Any], fault: Callable[[str, str], None]) -> None:
+    sizes: dict[str, int] = {}
+    for path in ("resources.memory", "resources.gpu_memory"):
+        value = get(path)
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            try:
+                sizes[path] = parse_bytes(value)
+            except Rejected as error:
+                fault(path, str(error))
+    if sizes.get("resources.memory") == 0:
+        fault("resources.memory", "must be more than 0")
+    if sizes.get("resources.gpu_memory") and not get("resources.gpus"):
+        fault("resources.gpu_memory", "needs resources.gpus of at least 1")
+
+
+def _deadline(value: Any, now: float, fault: Callable[[str, str], None]) -> None:
+    if not isinstance(value, str):
+        return
+    try:
+        deadline = msgspec.convert(value, JobSpec.__annotations__["deadline"])
+    except msgspec.ValidationError:
+        return
+    if deadline.tzinfo is None:
+        fault("deadline", f"{value!r} has no time zone; write it in UTC, as {value}Z")
+    elif deadline.timestamp() <= now:
+        fault("deadline", f"{value!r} has passed")
+
+
+def _gate(name: str, raw: Any, fault: Callable[[str, str], None]) -> None:
+    path = f"gate.{name[:100]}"
+    if name not in METRICS:
+        near = get_close_matches(name, METRICS, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(METRICS)}"
+        fault(path, f"no such metric; {hint}")
+        return
+    try:
+        bound = msgspec.convert(raw, Bound)
+    except msgspec.ValidationError:
+        return
+    if bound.min is None and bound.max is None:
+        fault(path, "needs min, max or both")
+    ends = [end for end in (bound.min, bound.max) if end is not None]
+    if any(not math.isfinite(end) for end in ends):
+        fault(path, "must be finite")
+    elif len(ends) == 2 and ends[0] > ends[1]:
+        fault(path, f"min {ends[0]:g} is above max {ends[1]:g}: nothing can pass")
+    elif name in _SHARES and any(not 0 <= end <= 1 for end in ends):
+        fault(path, "lies between 0 and 1 (0.9 is 90 %)")
+    elif any(end < 0 for end in ends):
+        fault(path, "must be at least 0")

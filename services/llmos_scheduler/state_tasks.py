@@ -1,0 +1,153 @@
+"""How the facts about tasks change the state. What a lease that is over still says changes nothing."""
+
+from llmos.contracts.tasks import (
+    KINDS,
+    TaskCancelled,
+    TaskCheckpointed,
+    TaskFailed,
+    TaskLost,
+    TaskPlaced,
+    TaskProgressed,
+    TaskRefused,
+    TaskRejected,
+    TaskStarted,
+    TaskSucceeded,
+)
+from llmos.errors import Problem
+from llmos_scheduler.records import State, Stray, Task, TaskState
+
+FIRST_BACKOFF_S = 2.0
+LAST_BACKOFF_S = 60.0
+STRAY_KEPT_S = 60.0
+
+TaskFact = (
+    TaskPlaced | TaskStarted | TaskProgressed | TaskCheckpointed | TaskSucceeded | TaskFailed
+    | TaskRejected | TaskRefused | TaskCancelled | TaskLost
+)  # fmt: skip
+
+
+def backoff(setbacks: int) -> float:
+    """Seconds to wait after so many setbacks: 2, 4, 8, … at most 60."""
+    return min(FIRST_BACKOFF_S * 2.0 ** min(max(setbacks, 1) - 1, 16), LAST_BACKOFF_S)
+
+
+def _find(state: State, event: TaskFact) -> Task | None:
+    job = state.jobs.get(event.job)
+    if job is None:
+        return None
+    return next((task for task in job.tasks.values() if task.id == event.task), None)
+
+
+def _held(state: State, event: TaskFact) -> Task | None:
+    """The task, if the event's lease is the one that holds."""
+    task = _find(state, event)
+    return task if task is not None and task.live and task.lease == event.lease else None
+
+
+def on_placed(state: State, event: TaskPlaced, at: float, id: str) -> None:
+    state.leases = max(state.leases, event.lease)
+    job, task = state.jobs.get(event.job), _find(state, event)
+    if job is None or task is None or task.state != "waiting" or event.lease <= task.lease or job.ended:
+        return
+    task.state, task.attempt, task.lease, task.node = "placed", event.attempt, event.lease, event.node
+    task.devices = list(event.devices)
+    task.placed_at = task.seen_at = at
+    task.started_at, task.ended_at, task.progress, task.metrics = None, None, {}, {}
+    job.moved_by = id or job.moved_by
+
+
+def on_sign_of_life(state: State, event: TaskStarted | TaskProgressed | TaskCheckpointed, at: float, id: str) -> None:
+    task = _held(state, event)
+    if task is None:
+        known = _find(state, event)
+        if known is not None and not isinstance(event, TaskCheckpointed):
+            for key in [key for key, stray in state.strays.items() if stray.heard_at < at - STRAY_KEPT_S]:
+                del state.strays[key]
+            state.strays[f"{event.task}.{event.lease}"] = Stray(event.task, event.lease, at)
+        return
+    task.seen_at = max(task.seen_at, at)
+    if task.state == "placed":
+        task.state, task.started_at, task.idle = "running", at, 0
+    if isinstance(event, TaskProgressed):
+        task.progress = {"step": event.step, "steps": event.steps, "epoch": event.epoch, "fraction": event.fraction}
+        if event.eta is not None:
+            task.progress["eta"] = event.eta
+        task.metrics = dict(event.metrics)
+
+
+def _finish(state: State, event: TaskFact, to: TaskState, at: float, id: str) -> Task | None:
+    """End the lease; the task, or `None` if the event came from a lease that is over (then the stray is gone)."""
+    task = _held(state, event)
+    if task is None:
+        state.strays.pop(f"{event.task}.{event.lease}", None)
+        return None
+    task.state, task.ended_at = to, at
+    task.started_at = task.started_at if task.started_at is not None else at
+    job = state.jobs[task.job]
+    job.moved_by = id or job.moved_by
+    return task
+
+
+def on_succeeded(state: State, event: TaskSucceeded, at: float, id: str) -> None:
+    task = _finish(state, event, "succeeded", at, id)
+    if task is None:
+        return
+    task.outputs, task.metrics, task.problem = dict(event.outputs), dict(event.metrics), None
+    job = state.jobs[task.job]
+    place = KINDS.index(task.kind) + 1
+    if place < len(KINDS):
+        following = job.tasks[KINDS[place]]
+        following.state, following.waiting_since = "waiting", at
+    else:
+        job.exported_at = at
+
+
+def on_rejected(state: State, event: TaskRejected, at: float, id: str) -> None:
+    task = _finish(state, event, "rejected", at, id)
+    if task is not None:
+        task.faults = list(event.faults)
+
+
+def on_refused(state: State, event: TaskRefused, at: float, id: str) -> None:
+    task = _finish(state, event, "refused", at, id)
+    if task is not None:
+        task.reasons, task.metrics = list(event.reasons), dict(event.metrics)
+
+
+def on_failed(state: State, event: TaskFailed, at: float, id: str) -> None:
+    task = _finish(state, event, "failed", at, id)
+    if task is not None:
+        task.problem = event.problem
+        _set_back(state, task, at, counted=True, retryable=event.retryable)
+
+
+def on_lost(state: State, event: TaskLost, at: float, id: str) -> None:
+    task = _held(state, event)
+    if task is None:
+        return
+    # A lease that no worker ever took up is no attempt: nothing of the job was tried.
+    counted = task.state == "running"
+    _finish(state, event, "failed", at, id)
+    task.problem = Problem("lost", event.reason)
+    _set_back(state, task, at, counted=counted, retryable=True)
+
+
+def on_cancelled(state: State, event: TaskCancelled, at: float, id: str) -> None:
+    # Of a job that is to end, `decide` ends it now; of any other, the worker gave the task back and it waits again.
+    task = _finish(state, event, "cancelled", at, id)
+    if task is not None:
+        _set_back(state, task, at, counted=False, retryable=True)
+
+
+def _set_back(state: State, task: Task, at: float, *, counted: bool, retryable: bool) -> None:
+    """After a bad end: wait for another attempt, or stay failed when there is none left."""
+    task.avoid = task.node
+    if counted:
+        task.failures += 1
+    else:
+        task.idle += 1
+    if retryable and task.failures < state.jobs[task.job].spec.retry.max_attempts:
+        task.state, task.waiting_since = "waiting", at
+        task.not_before = at + backoff(task.failures if counted else task.idle)
+    else:
+        task.state = "failed"
