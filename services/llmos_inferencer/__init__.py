@@ -1,1 +1,3 @@
-"""llmos inferencer service."""
+"""Serves signed ONNX models from a queue: stages, verifies, loads, batches, answers. Runs without torch and
+transformers.
+"""

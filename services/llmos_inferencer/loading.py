@@ -1,0 +1,96 @@
+"""Bringing a model version into memory: staged, verified, opened, warmed up, within the budget of all sessions
+together.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from llmos.artifacts import Cipher
+from llmos.clock import Clock
+from llmos.contracts.models import ModelVersion
+from llmos.errors import Rejected
+from llmos_inferencer import memory
+from llmos_inferencer.core import Resident, make_room
+from llmos_inferencer.engine import Engine
+from llmos_inferencer.meter import Meter
+from llmos_inferencer.serving import Serving, Session
+from llmos_inferencer.staging import Staging
+from llmos_inferencer.trust import Trust
+
+PREPACKED = 2  # a session keeps weights that were rearranged beside those of the file, until one has been measured
+Unload = Callable[[Serving, str], Awaitable[None]]
+
+
+class Loader:
+    """Loads one session at a time. `servings` gives every deployment; `unload(serving, reason)` takes a session
+    out and waits.
+    """
+
+    def __init__(
+        self,
+        trust: Trust,
+        staging: Staging,
+        *,
+        budget: int,
+        threads: int,
+        servings: Callable[[], Iterable[Serving]],
+        unload: Unload,
+        unsealing: Callable[[str, str], Awaitable[Cipher]],
+        clock: Clock,
+    ) -> None:
+        self.budget = budget
+        self._trust = trust
+        self._staging = staging
+        self._threads = threads
+        self._servings = servings
+        self._unload = unload
+        self._unsealing = unsealing
+        self._clock = clock
+        self._measured: dict[str, int] = {}
+        self._one = asyncio.Lock()
+
+    async def load(self, serving: Serving, version: ModelVersion, new_meter: Callable[[], Meter]) -> Session | None:
+        """Load `version` and switch `serving` to it; the session that served before, still to be unloaded.
+
+        Raises `Rejected` for what must not or can't be served, another `LlmosError` for what may work later.
+        """
+        await self._trust.check(version)
+
+        async def unsealing(sealed_by: str) -> Cipher:
+            return await self._unsealing(sealed_by, serving.deployment)
+
+        async with self._staging.staged(version.artifact, unsealing) as root:
+            files = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+            async with self._one:
+                await self._make_room(serving, self._measured.get(version.artifact, PREPACKED * files))
+                before = memory.resident()
+                engine = await asyncio.to_thread(Engine.load, root, threads=self._threads)
+                cost = self._measured[version.artifact] = max(memory.resident() - before, files)
+                session = Session(engine, version, cost, new_meter(), self._clock.monotonic())
+                return serving.switch(session)
+
+    async def _make_room(self, serving: Serving, need: int) -> None:
+        own = [serving] if serving.session else []
+        others = [other for other in self._servings() if other.session and other is not serving]
+        # What serves under this name stays up while its successor loads, unless both don't fit.
+        unload = make_room(map(_resident, others), need, max(self.budget - sum(_cost(one) for one in own), 1))
+        if unload is None:
+            unload = make_room(map(_resident, [*own, *others]), need, self.budget)
+        if unload is None:
+            raise Rejected(
+                f"the model needs {need} bytes and the budget of all models is {self.budget}",
+                remedy="Set LLMOS_MEMORY to more, or deploy it on another node.",
+                code="no_memory",
+            )
+        for other in [*own, *others]:
+            if other.deployment in unload:
+                await self._unload(other, "memory: another model needs the room")
+
+
+def _cost(serving: Serving) -> int:
+    return serving.session.memory if serving.session else 0
+
+
+def _resident(serving: Serving) -> Resident:
+    assert serving.session is not None
+    return Resident(serving.deployment, serving.session.memory, serving.session.used_at)

@@ -1,0 +1,87 @@
+"""What should be served on this node, and what is: two tables that change by facts alone.
+
+`heard` keeps the newest assignment of every deployment; the other functions keep one `Replica` a deployment. The
+same functions run at start (DEPLOY is read again, last per subject) and afterwards.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from llmos.contracts.deployments import ReplicaAssigned
+from llmos.contracts.models import ModelVersion
+
+Desired = dict[str, ReplicaAssigned]
+
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 30.0
+
+
+class Replica(Struct, frozen=True):
+    """A deployment as it stands in this process.
+
+    `generation` is the newest one acted on; `version` is what answers requests (`None` before the first one is
+    up), also while a newer one is brought up beside it and after that failed. `failures` in a row; `retry_at` is
+    `None` when trying again can't help.
+    """
+
+    deployment: str
+    generation: int
+    status: Literal["bringing", "ready", "failed"] = "bringing"
+    version: ModelVersion | None = None
+    failures: int = 0
+    retry_at: float | None = None
+
+
+Actual = dict[str, Replica]
+
+
+def heard(desired: Desired, assigned: ReplicaAssigned) -> Desired:
+    """The newest generation of a deployment wins, whatever order they are heard in."""
+    known = desired.get(assigned.deployment)
+    if known is not None and known.generation > assigned.generation:
+        return desired
+    return {**desired, assigned.deployment: assigned}
+
+
+def began(actual: Actual, assigned: ReplicaAssigned) -> Actual:
+    """A generation is being brought up; what served before goes on serving."""
+    old = actual.get(assigned.deployment)
+    if old is None:
+        new = Replica(assigned.deployment, assigned.generation)
+    elif old.generation == assigned.generation:
+        new = replace(old, status="bringing")
+    else:
+        new = Replica(assigned.deployment, assigned.generation, version=old.version)
+    return {**actual, assigned.deployment: new}
+
+
+def came_up(actual: Actual, assigned: ReplicaAssigned) -> Actual:
+    """The assigned version answers requests."""
+    return {
+        **actual,
+        assigned.deployment: Replica(assigned.deployment, assigned.generation, "ready", assigned.version),
+    }
+
+
+def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: float) -> Actual:
+    """A generation could not be brought up. The next try comes after 0.5 s, then twice as long each time, at most
+    30 s.
+    """
+    old = actual[assigned.deployment]
+    failures = old.failures + 1
+    wait = min(FIRST_RETRY_S * 2 ** min(failures - 1, 16), LAST_RETRY_S)
+    new = replace(
+        old,
+        generation=assigned.generation,
+        status="failed",
+        failures=failures,
+        retry_at=now + wait if retryable else None,
+    )
+    return {**actual, assigned.deployment: new}
+
+
+def gone(actual: Actual, deployment: str) -> Actual:
+    """Nothing of the deployment is left in this process."""
+    return {name: replica for name, replica in actual.items() if name != deployment}
