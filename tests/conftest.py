@@ -1,12 +1,13 @@
-"""Fixtures that every room shares: a real nats-server, fresh for each test that asks for one."""
+"""Fixtures that every room shares: a real nats-server, fresh for each test that asks, and one real S3 server."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from llmos.bus import Bus
 from llmos.natsserver import NatsServer
+from llmos.testing import s3
 
 
 @pytest.fixture
@@ -28,3 +29,10 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
     bus = await Bus.connect(nats_url, source="test/node")
     yield bus
     await bus.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.S3Server]:
+    """An S3 server for the whole run, started when a test first asks; each test takes a bucket or prefix of its own."""
+    with s3.s3_server() as server:
+        yield server

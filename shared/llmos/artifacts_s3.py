@@ -77,8 +77,9 @@ def connect(env: Mapping[str, str], *, http: urllib3.PoolManager | None = None) 
 class S3Store:
     """Keeps the contract of `ArtifactStore` in a bucket.
 
-    Persisted means: the server acknowledged the whole object; it shows objects only when they are complete. A put skips
-    the transfer when the server already has an object of that size under the address.
+    Persisted means: the server acknowledged the whole object; it shows objects only when they are complete. A put of
+    more than a part skips the transfer when the server has an object of that size under the address; a smaller one is
+    written anew.
     """
 
     def __init__(self, client: Minio, bucket: str, *, prefix: str = "") -> None:
@@ -174,10 +175,10 @@ class S3Store:
 
     def _put(self, address: str, source: BinaryIO, size: int) -> None:
         try:
-            if self._size(address) == size:
+            if size > _PART and self._size(address) == size:
                 return
         except NotFound:
-            pass
+            pass  # to be uploaded
         self._client.put_object(
             self._bucket,
             self._key(address),
@@ -198,9 +199,16 @@ class S3Store:
         except S3Error as error:
             if error.code != "NoSuchBucket":
                 raise
-            self._client.make_bucket(self._bucket)
+            self._make_bucket()
             self._client.put_object(self._bucket, key, io.BytesIO(_PROBE), len(_PROBE))
         verify(address, address_of(b"".join(self._chunks(address, Event()))), self._place(address))
+
+    def _make_bucket(self) -> None:
+        try:
+            self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another process was faster
+                raise
 
 
 class _Checked:

