@@ -1,7 +1,7 @@
 """An outside system that uses llmos: it imports nothing of llmos and speaks to it with a plain NATS client.
 
-It publishes a fine-tuning job, follows it by events alone until it is deployed, asks the deployed model for predictions,
-and prints a summary. Arguments: the bus's URL, the data folder, the base model's reference.
+It publishes a fine-tuning job, follows it by events alone until it is deployed, asks the deployed model for
+predictions, and prints a summary. Arguments: the bus's URL, the data folder, the base model's reference.
 """
 
 import asyncio
@@ -151,8 +151,8 @@ def summary(job: Job, served: dict) -> None:
     say(f"  {'artifact size':<22}{version['source_size'] / 2**20:>8.1f} MiB{version['size'] / 2**20:>14.1f} MiB")
     say(f"  {'largest difference':<22}{'':>12}{version['parity'].get('max_abs_diff', 0):>18.2g}")
     say(f"  gate                  accuracy ≥ 0.8, f1 ≥ 0.8: passed, {version['model']} version {version['version']}")
-    say(f"  served                {REQUESTS} requests one by one: p50 {served['p50_ms']:.1f} ms, p99 {served['p99_ms']:.1f} ms,"
-        f" accuracy {served['accuracy']:.3f}")  # fmt: skip
+    times = f"p50 {served['p50_ms']:.1f} ms, p99 {served['p99_ms']:.1f} ms"
+    say(f"  served                {REQUESTS} requests one by one: {times}, accuracy {served['accuracy']:.3f}")
     say(f"  trace id              {job.trace}")
 
 
