@@ -1,0 +1,72 @@
+"""The child process: one export, its phases told over the channel. It knows no bus and no store, only local folders."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from llmos.errors import LlmosError, Problem, Rejected
+from llmos_exporter.orders import ExportOrder, Failed, Finished, Progressed, Report
+
+# What the template process imports before it forks; with it, a child begins at once.
+PRELOAD = ("llmos_exporter.text_classification", "onnxruntime.quantization", "transformers.models.auto.modeling_auto")
+# Read by libraries while they are imported: no network, no telemetry, no GPU, no threads of the tokenizer after a fork.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+TARGET = f"{__name__}:run"
+
+Tell = Callable[[str, float], None]
+
+
+class Channel(Protocol):
+    """What an export needs of `llmos.forking.Channel`."""
+
+    def send(self, message: bytes) -> None: ...
+
+
+def run(args: bytes, channel: Channel) -> None:
+    """Do an `ExportOrder`; the last message is `Finished` or `Failed`. What else goes wrong ends the child."""
+    order = msgspec.json.decode(args, type=ExportOrder)
+    logging.disable(logging.WARNING)  # exporters warn of what parity will tell
+
+    def send(report: Report) -> None:
+        channel.send(msgspec.json.encode(report))
+
+    try:
+        report: Report = export(order, lambda phase, share: send(Progressed(phase, share)))
+    except LlmosError as error:
+        report = Failed(error.problem, retryable=not isinstance(error, Rejected))
+    except MemoryError:
+        report = Failed(out_of_memory(), retryable=False)
+    send(report)
+
+
+def export(order: ExportOrder, tell: Tell) -> Finished:
+    """Export by the order's task. Raises `Rejected` for a task that is not known."""
+    import torch
+
+    torch.set_num_threads(order.threads)
+    if order.task == "text-classification":
+        from llmos_exporter import text_classification
+
+        with contextlib.redirect_stdout(io.StringIO()):  # exporters print their steps
+            return text_classification.export(order, tell)
+    raise Rejected(f"this exporter knows no task {order.task!r}", remedy="Use text-classification.", param="task")
+
+
+def out_of_memory() -> Problem:
+    """The problem of an export that needs more memory than its task was given."""
+    return Problem(
+        "out_of_memory",
+        "the export needs more memory than its task was given",
+        remedy="Ask for more in resources.memory.",
+        param="resources.memory",
+    )
