@@ -177,9 +177,10 @@ class TaskStopRequested(Struct, frozen=True, omit_defaults=True):
 
 
 class CheckpointPointer(Struct, frozen=True, omit_defaults=True):
-    """KV `state`, key `checkpoint.<task>`: the newest complete checkpoint of a task."""
+    """KV `state`, key `checkpoint.<task>`: the newest complete checkpoint of a task, and the one before it, if any."""
 
     task: str
     lease: int
     step: int
     artifact: str
+    previous: str = ""
