@@ -34,8 +34,8 @@ _ALTERED = "The entry, its place or the checkpoint was altered; get the proof ag
 class LogFault(Struct, frozen=True, omit_defaults=True):
     """One thing that is wrong with a log.
 
-    `code`: `checkpoint` (unreadable or badly signed), `entry` (altered, moved or unreadable), `sequence` (something
-    is missing or moved), `missing` (cut off), `tile`, `root`, `rollback` or `fork` (against the remembered checkpoint).
+    `code`: `checkpoint` (unreadable or badly signed), `entry` (altered or moved), `unreadable`, `sequence` (entries are
+    missing or moved), `missing` (cut off), `tile`, `root`, `rollback` or `fork` (against the remembered checkpoint).
     `index` is the first bad entry, with its stream `sequence` and `subject` as far as they can be read.
     """
 
@@ -130,7 +130,7 @@ def verify_log(directory: Path, verifier_key: str, *, remembered: Checkpoint | N
     except Rejected as error:
         walk.fault("checkpoint", str(error))
     walk.entries(checkpoint)
-    root = base64.b64encode(walk.tree.root()).decode()
+    root = base64.b64encode(walk.root()).decode()
     return Report(checkpoint.origin, checkpoint.size, root, note, list(walk.faults.values()))
 
 
@@ -140,10 +140,12 @@ class _Walk:
     def __init__(self, files: LogFiles, remembered: Checkpoint | None) -> None:
         self.files = files
         self.remembered = remembered
-        self.tree = tlog.Frontier()
+        self.tree = tlog.TiledTree()
         self.faults: dict[str, LogFault] = {}
         self.sequence = 0
-        self.levels: list[list[bytes]] = [[]]  # the tile of each level that is being filled
+
+    def root(self) -> bytes:
+        return self.tree.frontier.root()
 
     def fault(self, code: str, message: str, index: int | None = None, entry: LogEntry | None = None) -> None:
         sequence, subject = (entry.sequence, entry.subject) if entry else (None, "")
@@ -166,9 +168,12 @@ class _Walk:
                 message = f"missing: the log was cut off {at}, its checkpoint says {size} entries"
                 self.fault("missing", message, self.tree.size)
                 return
-        self._check_right_edge(size)
-        if self.tree.root() != checkpoint.root:
+        for tile in self.tree.partial_tiles():
+            self._check_tile(tile, size)
+        if self.root() != checkpoint.root:
             self.fault("root", f"the root over the {size} entries is not the checkpoint's: the log was rewritten")
+        elif altered := self.faults.pop("entry", None):
+            self.fault("tile", f"tile/0 has another hash of entry {altered.index}; the entries themselves are intact")
 
     def _entry(self, data: bytes, expected: bytes | None, size: int) -> None:
         index = self.tree.size
@@ -176,7 +181,7 @@ class _Walk:
         try:
             entry = decode_entry(data)
         except Rejected as error:
-            self.fault("entry", str(error), index)
+            self.fault("unreadable", str(error), index)
         else:
             if expected is not None and leaf != expected:
                 self.fault("entry", "not the entry that was logged here: altered, moved or deleted", index, entry)
@@ -185,38 +190,22 @@ class _Walk:
             except Rejected as error:
                 self.fault("sequence", f"{error}: entries are missing or moved", index, entry)
                 self.sequence = entry.sequence
-        self._grow(leaf, size)
+        for tile in self.tree.append(leaf):
+            self._check_tile(tile, size)
         old = self.remembered
-        if old and old.size == self.tree.size and old.root != self.tree.root():
+        if old and old.size == self.tree.size and old.root != self.root():
             self.fault(
                 "fork", f"the first {old.size} entries are not those that were remembered: history was rewritten"
             )
 
-    def _grow(self, leaf: bytes, size: int) -> None:
-        self.levels[0].append(leaf)
-        completed = self.tree.append(leaf)
-        for level, nodes in enumerate(self.levels):
-            if len(nodes) < tlog.TILE_WIDTH:
-                break
-            index = (self.tree.size >> tlog.TILE_HEIGHT * (level + 1)) - 1
-            self._check_tile(level, index, nodes, size)
-            nodes.clear()
-            if len(self.levels) == level + 1:
-                self.levels.append([])
-            self.levels[level + 1].append(completed[tlog.TILE_HEIGHT * (level + 1) - 1])
-
-    def _check_right_edge(self, size: int) -> None:
-        for level, nodes in enumerate(self.levels):
-            if nodes:
-                self._check_tile(level, size >> tlog.TILE_HEIGHT * (level + 1), nodes, size)
-
-    def _check_tile(self, level: int, index: int, nodes: list[bytes], size: int) -> None:
-        hashes = self._tile(level, index, len(nodes)) if level else nodes  # level 0 is compared entry by entry
-        if hashes and hashes != nodes:
-            first = next(at for at, (a, b) in enumerate(zip(hashes, nodes, strict=True)) if a != b)
-            start = (index * tlog.TILE_WIDTH + first) << tlog.TILE_HEIGHT * level
+    def _check_tile(self, tile: tlog.Tile, size: int) -> None:
+        level, number, hashes = tile
+        stored = self._tile(level, number, len(hashes)) if level else hashes  # level 0 is compared entry by entry
+        if stored and stored != hashes:
+            first = next(at for at, (one, other) in enumerate(zip(stored, hashes, strict=True)) if one != other)
+            start = (number * tlog.TILE_WIDTH + first) << tlog.TILE_HEIGHT * level
             end = min(size, start + (1 << tlog.TILE_HEIGHT * level))
-            path = tlog.tile_path(level, index, len(nodes))
+            path = tlog.tile_path(level, number, len(hashes))
             self.fault("tile", f"{path} does not fit the entries {start} to {end - 1}")
 
     def _tile(self, level: int, index: int, width: int) -> list[bytes]:

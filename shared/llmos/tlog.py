@@ -5,13 +5,13 @@ Pure: it hashes and computes paths, and reads nothing itself. Whoever has the ti
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
 from llmos.errors import Rejected
 
 HASH_SIZE = 32
 TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
-ENTRY_LIMIT = 65_535  # bytes of one entry: its length travels as a uint16
 EMPTY_ROOT = sha256(b"").digest()
 
 # (height, index) → the hash of the perfect subtree over the entries [index << height, (index + 1) << height).
@@ -204,6 +204,54 @@ def tile_hashes(size: int, read_tile: TileReader) -> HashReader:
         return hashes[0]
 
     return read
+
+
+class Tile(NamedTuple):
+    """The tile of this number in its level, and its hashes: 256, or fewer at the right edge."""
+
+    level: int
+    number: int
+    hashes: list[bytes]
+
+
+class TiledTree:
+    """A growing tree, and the tiles at its right edge that are not full yet."""
+
+    def __init__(self, size: int = 0, read_tile: TileReader | None = None) -> None:
+        """Start from a log of `size` entries, whose tiles `read_tile` gives; an empty one needs none."""
+        self.frontier = Frontier(size, tile_hashes(size, read_tile) if read_tile else None)
+        self._edge: list[list[bytes]] = [[]]
+        for level in range((size.bit_length() + TILE_HEIGHT - 1) // TILE_HEIGHT if read_tile else 0):
+            index, width = divmod(size >> TILE_HEIGHT * level, TILE_WIDTH)
+            self._edge[level:] = [split_tile(read_tile(level, index, width)) if read_tile and width else []]
+
+    @property
+    def size(self) -> int:
+        return self.frontier.size
+
+    def append(self, leaf: bytes) -> list[Tile]:
+        """Add a leaf's hash. Returns the tiles that it fills, the lowest level first."""
+        completed = self.frontier.append(leaf)
+        self._edge[0].append(leaf)
+        filled = []
+        for level, hashes in enumerate(self._edge):
+            if len(hashes) < TILE_WIDTH:
+                break
+            above = TILE_HEIGHT * (level + 1)
+            filled.append(Tile(level, (self.size >> above) - 1, hashes))
+            self._edge[level] = []
+            if len(self._edge) == level + 1:
+                self._edge.append([])
+            self._edge[level + 1].append(completed[above - 1])
+        return filled
+
+    def partial_tiles(self) -> list[Tile]:
+        """The tiles of the right edge that hold something and are not full."""
+        return [
+            Tile(level, self.size >> TILE_HEIGHT * (level + 1), list(hashes))
+            for level, hashes in enumerate(self._edge)
+            if hashes
+        ]
 
 
 def join_bundle(entries: Sequence[bytes]) -> bytes:

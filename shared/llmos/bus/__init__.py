@@ -5,8 +5,8 @@ Saying: `emit`, `publish`, `tell`. Hearing: `work` (a queue, acked), `follow` (a
 """
 
 from llmos.bus.bucket import Bucket, Conflict, Entry
-from llmos.bus.connection import Bus
+from llmos.bus.connection import Bus, StreamState
 from llmos.bus.delivery import Delivery
 from llmos.bus.follow import Heard
 
-__all__ = ["Bucket", "Bus", "Conflict", "Delivery", "Entry", "Heard"]
+__all__ = ["Bucket", "Bus", "Conflict", "Delivery", "Entry", "Heard", "StreamState"]

@@ -4,7 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import nats
@@ -31,6 +31,15 @@ from llmos.telemetry import Telemetry, traceparent
 
 T = TypeVar("T")
 Handler = Callable[[Any, Envelope], Awaitable[Struct]]
+
+
+class StreamState(Struct, frozen=True):
+    """A stream: when it was made (RFC 3339; another time is another stream), its oldest and its newest sequence."""
+
+    created: str
+    first: int
+    last: int
+
 
 MAX_PAYLOAD = 512 * 1024
 PUBLISH_TIMEOUT_S = 2.0
@@ -212,7 +221,8 @@ class Bus:
     ) -> AsyncIterator[Delivery[T]]:
         """Take messages of a work queue as there is room: `slots()` says how many more may come now.
 
-        A message that can't be decoded as `kind`, or comes for more than the `max_deliver`th time, is copied to DEAD.
+        A message that can't be decoded as `kind` (`bytes` takes any), or comes for more than the `max_deliver`th time,
+        is copied to DEAD.
         """
 
         async def prepare() -> str:
@@ -234,7 +244,7 @@ class Bus:
             )
             return consumer
 
-        decoder = msgspec.json.Decoder(kind)
+        decode = bytes if kind is bytes else msgspec.json.Decoder(kind).decode
         pull = Pull(self._nc, stream, prepare)
         self._pulls.add(pull)
         try:
@@ -246,8 +256,8 @@ class Bus:
                     await self._bury(stream, consumer, msg, f"delivered {max_deliver} times and never finished")
                     continue
                 try:
-                    body = decoder.decode(msg.data)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    body = cast(T, decode(msg.data))
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     await self._bury(stream, consumer, msg, f"not a {getattr(kind, '__name__', kind)}: {error}")
                     continue
                 yield Delivery(
@@ -279,6 +289,11 @@ class Bus:
                 return 0
             raise
         return int(found["message"]["seq"])
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """Which stream this is and how far it goes. Raises `LlmosError` when there is none or the bus is away."""
+        info = await api.request(self._nc, f"STREAM.INFO.{stream}")
+        return StreamState(str(info["created"]), int(info["state"]["first_seq"]), int(info["state"]["last_seq"]))
 
     async def last_of(self, stream: str, subject: str, kind: type[T]) -> T | None:
         """The newest message of one subject, or `None`."""

@@ -2,6 +2,7 @@
 
 from msgspec import Struct, field
 
+ENTRY_LIMIT = 65_535  # bytes of one entry: its length is a uint16 in the log's files
 GAP = "llmos.audit.gap"  # subject of an entry that is no event: its data is a `SequenceGap`
 REMADE = "llmos.audit.remade"  # likewise: a `StreamRemade`
 
