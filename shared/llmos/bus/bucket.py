@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import nats.errors
 import nats.js.errors
+import structlog
 from msgspec import Struct
 from nats.js.kv import KeyValue
 
@@ -13,6 +14,7 @@ from llmos.bus.follow import Heard
 from llmos.errors import Busy, LlmosError
 
 T = TypeVar("T")
+_log: Any = structlog.get_logger("llmos.bus")
 _RETRY = (nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError, nats.js.errors.ServiceUnavailableError)
 
 
@@ -83,13 +85,21 @@ class Bucket:
         return sorted(key for key in keys if key.startswith(prefix))
 
     async def watch(self, kind: type[T]) -> AsyncIterator[tuple[str, T | None]]:
-        """Every key's present value, then every change; `None` for a key that was deleted (expiry says nothing)."""
+        """Every key's present value, then every change; `None` for a key that was deleted (expiry says nothing).
+
+        A value that is no `kind` is passed over: one bad writer stops no watcher.
+        """
         async for heard in self._follow(self.name):
             key = heard.subject.split(".", 2)[2]
             if heard.headers.get("KV-Operation") in ("DEL", "PURGE") or not heard.data:
                 yield key, None
             else:
-                yield key, msgspec.json.decode(heard.data, type=kind)
+                try:
+                    value = msgspec.json.decode(heard.data, type=kind)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                    _log.warning("a value can't be read", bucket=self.name, key=key, error=str(error))
+                    continue
+                yield key, value
 
     async def _run(self, action: Callable[[KeyValue], Awaitable[Any]]) -> Any:
         try:

@@ -44,7 +44,7 @@ class Heard:
             return None
         try:
             return msgspec.json.decode(self.data, type=kind)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
 
