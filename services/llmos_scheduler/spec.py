@@ -6,8 +6,9 @@ is added; ranges and what only makes sense together stand in one table and a few
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +21,7 @@ from llmos_scheduler.resources import parse_bytes
 
 LARGEST_SPEC = 256 * 1024  # bytes
 MOST_FAULTS = 100
+LONGEST_MESSAGE = 500  # characters
 
 # Ranges of numbers, both ends included; `None` has no end.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -62,10 +64,12 @@ def check_spec(data: bytes, *, tenant: str, now: float) -> tuple[JobSpec | None,
     faults = list(_shape(raw, JobSpec, ""))
     broken = {fault.path for fault in faults}
     faults += [fault for fault in _rules(raw, tenant, now) if fault.path not in broken]
+    if not faults:
+        return msgspec.convert(raw, JobSpec), []
+    listed = [Fault(fault.path, fault.message[:LONGEST_MESSAGE]) for fault in faults[:MOST_FAULTS]]
     if len(faults) > MOST_FAULTS:
-        more = len(faults) - MOST_FAULTS
-        faults = [*faults[:MOST_FAULTS], Fault("", f"{more} more faults are not listed")]
-    return (None, faults) if faults else (msgspec.convert(raw, JobSpec), [])
+        listed.append(Fault("", f"{len(faults) - MOST_FAULTS} more faults are not listed"))
+    return None, listed
 
 
 # --- shape ---
@@ -96,6 +100,10 @@ def _value(value: Any, kind: Any, path: str) -> list[Fault]:
         return _shape(value, struct, f"{path}.")
     if get_origin(kind) is dict and isinstance(value, dict):
         return [fault for name, item in value.items() for fault in _value(item, options[1], f"{path}.{name[:100]}")]
+    if get_origin(kind) is Literal and isinstance(value, str):
+        return (
+            [] if value in options else [Fault(path, f"{value[:100]!r} is not known; known are {', '.join(options)}")]
+        )
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -109,7 +117,10 @@ def _is_struct(kind: Any) -> bool:
 
 def _plain(message: str) -> str:
     """msgspec's words in ours: `Expected `int`, got `str`` → `must be int, not str`."""
-    return message.replace("Expected ", "must be ").replace(", got ", ", not ").replace("`", "")
+    words = {"Expected ": "must be ", ", got ": ", not ", " | null": " or null", "`": ""}
+    for theirs, ours in words.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _kind(value: Any) -> str:
@@ -137,9 +148,9 @@ def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
         value = get(path)
         if isinstance(value, int | float) and not isinstance(value, bool):
             if low is not None and value < low:
-                fault(path, f"must be at least {low:g}, not {value:g}")
+                fault(path, f"must be at least {low:g}, not {value!r:.20}")
             elif high is not None and value > high:
-                fault(path, f"must be at most {high:g}, not {value:g}")
+                fault(path, f"must be at most {high:g}, not {value!r:.20}")
     for path in _TOKENS:
         value = get(path)
         if isinstance(value, str) and not is_token(value):
@@ -197,7 +208,7 @@ def _deadline(value: Any, now: float, fault: Callable[[str, str], None]) -> None
     if not isinstance(value, str):
         return
     try:
-        deadline = msgspec.convert(value, JobSpec.__annotations__["deadline"])
+        deadline = msgspec.convert(value, datetime)
     except msgspec.ValidationError:
         return
     if deadline.tzinfo is None:

@@ -1,0 +1,31 @@
+"""What becomes of a submission: `JobAdmitted`, `JobRejected`, or nothing because its job is known already. Pure."""
+
+from llmos.contracts.jobs import Fault, JobAdmitted, JobRejected
+from llmos_scheduler.effects import Emit
+from llmos_scheduler.records import State
+from llmos_scheduler.spec import check_spec
+
+
+def admit(
+    state: State, *, tenant: str, job: str, data: bytes, now: float, cause: str = "", traceparent: str = ""
+) -> Emit | None:
+    """The fact that follows from the submission `data` to `llmos.job.submit.<tenant>.<job>`.
+
+    `None` for a job of this tenant that was taken before: a redelivery, or an id used twice (the first use counts).
+    """
+    owner = state.jobs[job].tenant if job in state.jobs else None
+    owner = state.turned_away[job].tenant if job in state.turned_away else owner
+    if owner == tenant:
+        return None
+    if owner is not None:
+        fault = Fault("", f"the job id {job} is taken; submit the job under another one")
+        return Emit(JobRejected(job, tenant, [fault]), f"{job}.{tenant}.taken", cause, traceparent)
+    spec, faults = check_spec(data, tenant=tenant, now=now)
+    if spec is not None and spec.deploy is not None:
+        claimant = state.claimant(spec.deploy.name)
+        if claimant not in ("", tenant):
+            faults = [Fault("deploy.name", f"{spec.deploy.name!r} belongs to another tenant; choose another name")]
+    if spec is None or faults:
+        name = spec.name if spec is not None else ""
+        return Emit(JobRejected(job, tenant, faults, name), f"{job}.rejected", cause, traceparent)
+    return Emit(JobAdmitted(job, spec, now, traceparent), f"{job}.admitted", cause, traceparent)
