@@ -93,13 +93,16 @@ def default_data_dir() -> Path:
 
 def find_stack(data_dir: Path | None = None) -> StackInfo | None:
     """The running stack of a data directory, or `None`."""
-    file = (data_dir or default_data_dir()) / "run" / "stack.json"
+    run = (data_dir or default_data_dir()) / "run"
     try:
-        info = msgspec.json.decode(file.read_bytes(), type=StackInfo)
-        os.kill(info.pid, 0)
+        info = msgspec.json.decode((run / "stack.json").read_bytes(), type=StackInfo)
+        with (run / "up.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a stack holds it for as long as it lives
+    except BlockingIOError:
+        return info
     except (OSError, msgspec.DecodeError):
         return None
-    return info
+    return None
 
 
 def status(data_dir: Path | None = None) -> StackStatus:
