@@ -171,7 +171,7 @@ def decode_manifest(data: bytes) -> Manifest | None:
         return None
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Rejected(f"the manifest has a fault: {error}", remedy="Store the tree again.") from error
     check_paths([entry.path for entry in manifest.files])
     if any(entry.size < 0 for entry in manifest.files):

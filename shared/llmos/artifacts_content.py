@@ -156,8 +156,8 @@ def new_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 async def in_thread(work: Callable[[Event], T], pool: Executor | None = None) -> T:
     """Run blocking work in a thread of `pool` (default: the loop's).
 
-    When the caller is cancelled, `work` is told by the event and waited for: once this returns, no thread
-    touches files that the caller is about to remove.
+    When the caller is cancelled, `work` is told by the event and waited for, so that no thread touches files that the
+    caller is about to remove. A second cancellation ends the wait.
     """
     stopped = Event()
     future = asyncio.get_running_loop().run_in_executor(pool, work, stopped)

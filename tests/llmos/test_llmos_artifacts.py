@@ -164,11 +164,11 @@ async def test_a_put_or_get_that_is_cancelled_leaves_nothing_in_part(backend: Ba
     if await backend.store.has(address):
         assert await backend.store.size(address) == len(data)
     assert await backend.store.put_file(tmp_path / "in") == address
-    task = asyncio.create_task(backend.store.get_file(address, tmp_path / "out"))
+    getting = asyncio.create_task(backend.store.get_file(address, tmp_path / "out"))
     await asyncio.sleep(0.01)
-    task.cancel()
+    getting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await task
+        await getting
     assert not list(tmp_path.rglob("*.part"))
     await backend.store.get_file(address, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == data
