@@ -1,0 +1,99 @@
+"""The trainer's decisions, pure: what to do with an assignment, and what to make of the end of a child."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from llmos.contracts.jobs import Fault
+from llmos.errors import Problem
+from llmos_trainer.orders import End, Failed, Faulted, Finished
+
+CRASHES = 2  # so often a child is started again within one attempt
+
+# Why a run ends before its work does: told to by the scheduler, by the end of this service, or by a newer lease.
+Intent = Literal["cancel", "drain", "superseded"]
+
+
+class SaySucceeded(Struct, frozen=True):
+    """Store the trees, then say `TaskSucceeded`."""
+
+    trees: dict[str, str]
+    metrics: dict[str, float]
+
+
+class SayRejected(Struct, frozen=True):
+    """Say `TaskRejected`."""
+
+    faults: list[Fault]
+
+
+class SayFailed(Struct, frozen=True):
+    """Say `TaskFailed`."""
+
+    problem: Problem
+    retryable: bool
+
+
+class SayCancelled(Struct, frozen=True):
+    """Say `TaskCancelled`."""
+
+
+class StartAgain(Struct, frozen=True):
+    """Start another child from the newest checkpoint."""
+
+
+class HandBack(Struct, frozen=True):
+    """Give the assignment back to the queue, for whoever runs here next."""
+
+
+class LetGo(Struct, frozen=True):
+    """Say nothing: the lease is no longer the task's newest."""
+
+
+Effect = SaySucceeded | SayRejected | SayFailed | SayCancelled | StartAgain | HandBack | LetGo
+
+
+def decide_assigned(
+    lease: int, running: int | None, stopped: int | None
+) -> Literal["start", "join", "replace", "cancel", "let go"]:
+    """What to do with an assignment under `lease`.
+
+    `running` is the lease under which the task runs here, `stopped` the newest lease that was told to stop. A lease
+    that runs already was redelivered; an older one is stale.
+    """
+    if running is not None and running >= lease:
+        return "join" if running == lease else "let go"
+    if stopped is not None and stopped >= lease:
+        return "cancel" if stopped == lease else "let go"
+    return "start" if running is None else "replace"
+
+
+def decide_ended(end: End | None, exit: str, intent: Intent | None, crashes: int) -> Effect:
+    """What to make of a child that is gone.
+
+    `end` is its last word, if it had one, `exit` how its process ended, `crashes` how often one ended without a word
+    before. What it was told counts more than what it still achieved, except that a drained child may have finished.
+    """
+    if intent == "superseded":
+        return LetGo()
+    if intent == "cancel":
+        return SayCancelled()
+    match end:
+        case Finished(trees, metrics):
+            return SaySucceeded(trees, metrics)
+        case Faulted(faults):
+            return SayRejected(faults)
+        case Failed(problem, retryable):
+            return SayFailed(problem, retryable)
+    if intent == "drain":
+        return HandBack()
+    if crashes < CRASHES:
+        return StartAgain()
+    return SayFailed(
+        Problem(
+            "child_died",
+            f"the process of the task ended {crashes + 1} times without a result: {exit}",
+            remedy="If it was killed for memory, lower train.batch_size or ask for more in resources.memory.",
+        ),
+        retryable=True,
+    )

@@ -1,0 +1,78 @@
+"""Measuring a model on labelled rows: loss, accuracy and macro F1; and the batches in which rows go through a model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.metrics import f1_score
+
+_BATCH_TOKENS = 8192
+
+
+class Encoded(NamedTuple):
+    """The rows of a split as token ids and label numbers; `pad` is the id of the padding token."""
+
+    ids: list[list[int]]
+    labels: list[int]
+    pad: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+def collate(split: Encoded, rows: Sequence[int], device: torch.device) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs (`input_ids`, `attention_mask`: int64 [rows, longest], padded right) and label numbers (int64 [rows])."""
+    longest = max(len(split.ids[row]) for row in rows)
+    if device.type == "cuda":
+        longest = -(-longest // 8) * 8  # tensor cores want multiples of 8
+    ids = torch.full((len(rows), longest), split.pad, dtype=torch.int64)
+    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
+    for at, row in enumerate(rows):
+        length = len(split.ids[row])
+        ids[at, :length] = torch.tensor(split.ids[row])
+        mask[at, :length] = 1
+    labels = torch.tensor([split.labels[row] for row in rows])
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return inputs, labels.to(device)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any, split: Encoded, device: torch.device, autocast: Callable[[], Any], tick: Callable[[float], None]
+) -> dict[str, float]:
+    """`loss` (mean cross entropy), `accuracy` and `f1` (macro) of a split with at least one row.
+
+    `tick` is called before every batch with the share that is done; what it raises ends the evaluation.
+    """
+    model.eval()
+    loss = 0.0
+    found = [0] * len(split.labels)
+    done = 0
+    for rows in _by_length(split):
+        tick(done / len(split.labels))
+        inputs, labels = collate(split, rows, device)
+        with autocast():
+            logits = model(**inputs).logits
+        logits = logits.float()
+        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        for row, label in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
+            found[row] = label
+        done += len(rows)
+    right = sum(a == b for a, b in zip(found, split.labels, strict=True))
+    return {
+        "loss": loss / len(found),
+        "accuracy": right / len(found),
+        "f1": float(f1_score(split.labels, found, average="macro")),
+    }
+
+
+def _by_length(split: Encoded) -> list[list[int]]:
+    """Rows in batches of at most 8192 padded tokens, longest first."""
+    order = sorted(range(len(split.ids)), key=lambda row: -len(split.ids[row]))
+    batches = []
+    while order:
+        size = max(1, _BATCH_TOKENS // max(1, len(split.ids[order[0]])))
+        batches.append(order[: min(size, 64)])
+        order = order[min(size, 64) :]
+    return batches

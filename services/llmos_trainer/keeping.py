@@ -1,0 +1,153 @@
+"""Where a task's checkpoints are: trees in the artifact store, the newest two named by a pointer in the bucket `state`.
+
+The tree is stored before the pointer is written, so the pointer names only what can be read whole.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from llmos.artifacts import ArtifactStore, Cipher, Damaged, get_manifest, get_tree, put_tree
+from llmos.bus import Bucket, Conflict
+from llmos.cancel import cancel
+from llmos.contracts.tasks import CheckpointPointer
+from llmos.errors import LlmosError, NotFound
+from llmos_trainer.orders import Snapshotted
+
+KIND = "checkpoint"
+
+
+class Superseded(LlmosError):  # noqa: N818 — named like its siblings in llmos.errors
+    """The task was given to another lease: whatever this one still does counts for nothing."""
+
+    code = "superseded"
+
+
+class Keeper:
+    """The checkpoints of one task under one lease.
+
+    `unsealing` gives the cipher by the name in a manifest, `sealing` the one for new checkpoints, `None` for none.
+    `kept` hears of every checkpoint that is stored and pointed to, `superseded` when a newer lease has one. Inside
+    `async with` offers are taken.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        store: ArtifactStore,
+        task: str,
+        lease: int,
+        *,
+        unsealing: Callable[[str], Awaitable[Cipher | None]],
+        sealing: Callable[[], Awaitable[Cipher | None]],
+        kept: Callable[[CheckpointPointer], Awaitable[None]],
+        superseded: Callable[[], None],
+        log: Any,
+    ) -> None:
+        self._bucket = bucket
+        self._store = store
+        self._task = task
+        self._lease = lease
+        self._unsealing = unsealing
+        self._sealing = sealing
+        self._kept = kept
+        self._superseded = superseded
+        self._log = log
+        self._key = f"checkpoint.{task}"
+        self._offered: Snapshotted | None = None
+        self._awake = asyncio.Event()
+        self._storing: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> "Keeper":
+        self._storing = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await cancel(self._storing)
+
+    async def newest(self) -> CheckpointPointer | None:
+        """The pointer, if there is one. Raises `Superseded` when a newer lease wrote it."""
+        entry = await self._bucket.get(self._key, CheckpointPointer)
+        if entry is None:
+            return None
+        if entry.value.lease > self._lease:
+            raise Superseded(f"lease {entry.value.lease} of {self._task} has a checkpoint already")
+        return entry.value
+
+    async def bring(self, folder: Path) -> Path | None:
+        """Fetch the newest checkpoint that is whole into `folder`, which must not exist; `None` if there is none.
+
+        Every byte is verified; one that is damaged or lost gives way to the one before it.
+        """
+        pointer = await self.newest()
+        for artifact in (pointer.artifact, pointer.previous) if pointer else ():
+            if not artifact:
+                continue
+            try:
+                manifest = await get_manifest(self._store, artifact)
+                cipher = await self._unsealing(manifest.sealed_by) if manifest.sealed_by else None
+                await get_tree(self._store, artifact, folder, cipher=cipher)
+            except (Damaged, NotFound):
+                continue
+            return folder
+        return None
+
+    def offer(self, checkpoint: Snapshotted) -> None:
+        """Have a checkpoint stored and pointed to; one that is still waiting gives way to it."""
+        if self._offered is not None:
+            shutil.rmtree(self._offered.path, ignore_errors=True)
+        self._offered = checkpoint
+        self._idle.clear()
+        self._awake.set()
+
+    async def settled(self) -> None:
+        """Wait until what was offered is stored and pointed to."""
+        await self._idle.wait()
+
+    async def _run(self) -> None:
+        """Store what is offered, until cancelled or superseded."""
+        while True:
+            await self._awake.wait()
+            self._awake.clear()
+            offered, self._offered = self._offered, None
+            if offered is not None:
+                try:
+                    await self._store_one(offered.step, Path(offered.path))
+                except Superseded:
+                    self._idle.set()
+                    self._superseded()
+                    return
+                except LlmosError as error:  # the run goes on: an older checkpoint only costs time
+                    self._log.warning("a checkpoint was not kept", task=self._task, step=offered.step, error=str(error))
+            if self._offered is None:
+                self._idle.set()
+
+    async def forget(self) -> None:
+        """Remove the pointer: the task is done."""
+        await self._bucket.delete(self._key)
+
+    async def _store_one(self, step: int, path: Path) -> None:
+        """Durability: when this returns, a crash resumes from this step or a later one."""
+        artifact = await put_tree(
+            self._store, path, kind=KIND, meta={"task": self._task, "step": str(step)}, cipher=await self._sealing()
+        )
+        while True:
+            entry = await self._bucket.get(self._key, CheckpointPointer)
+            if entry is not None and entry.value.lease > self._lease:
+                raise Superseded(f"lease {entry.value.lease} of {self._task} has taken over")
+            previous = entry.value.artifact if entry and entry.value.artifact != artifact else ""
+            pointer = CheckpointPointer(self._task, self._lease, step, artifact, previous)
+            try:
+                if entry is None:
+                    await self._bucket.create(self._key, pointer)
+                else:
+                    await self._bucket.update(self._key, pointer, entry.revision)
+                break
+            except Conflict:
+                continue  # read what was written, and decide again
+        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        await self._kept(pointer)

@@ -1,0 +1,102 @@
+"""What the service tells a child to do, and what a child tells the service: JSON over the child's channel."""
+
+import msgspec
+from msgspec import Struct, field
+
+from llmos.contracts.jobs import Fault, TrainSettings
+from llmos.errors import Problem
+
+STOP = b"stop"  # end at the next step; what was done since the last checkpoint is lost
+DRAIN = b"drain"  # end at the next step, with a checkpoint
+
+
+class CheckOrder(Struct, frozen=True):
+    """Read the files of a job and make its dataset and base trees below `work`.
+
+    `files` maps each split that arrived to the local file, `references` each given split to the reference as its
+    sender wrote it. `faults` were found while the references were resolved; `base` is empty when it did not arrive.
+    """
+
+    files: dict[str, str]
+    references: dict[str, str]
+    faults: list[Fault]
+    text: str
+    label: str
+    base: str
+    max_length: int
+    work: str
+
+
+class TrainOrder(Struct, frozen=True, omit_defaults=True):
+    """Train on the trees `dataset` and `base`; checkpoints and the model are made below `work`.
+
+    `recipe` names everything that the result depends on: a checkpoint made for another recipe is not resumed.
+    `resume` is the folder of a verified checkpoint. `threads` are CPU threads; `device` is `cpu` or `cuda`.
+    """
+
+    task: str
+    recipe: str
+    dataset: str
+    base: str
+    work: str
+    settings: TrainSettings
+    threads: int = 1
+    device: str = "cpu"
+    checkpoint_every_s: float = 30.0
+    resume: str = ""
+
+
+class Progressed(Struct, frozen=True, omit_defaults=True, tag="progressed"):
+    """How far the child is; the fields are those of `TaskProgressed`."""
+
+    phase: str
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    fraction: float = 0.0
+    eta: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Snapshotted(Struct, frozen=True, tag="snapshotted"):
+    """A complete checkpoint lies in the folder `path`; the service stores and removes it."""
+
+    step: int
+    path: str
+
+
+class Finished(Struct, frozen=True, omit_defaults=True, tag="finished"):
+    """Done: `trees` maps a role of the outputs to the folder that holds it."""
+
+    trees: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Faulted(Struct, frozen=True, tag="faulted"):
+    """The data or the base model can't be used."""
+
+    faults: list[Fault]
+
+
+class Stopped(Struct, frozen=True, tag="stopped"):
+    """The child ended before step `step` because it was told to."""
+
+    step: int
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The child can't go on."""
+
+    problem: Problem
+    retryable: bool
+
+
+End = Finished | Faulted | Stopped | Failed
+Report = Progressed | Snapshotted | Finished | Faulted | Stopped | Failed
+
+_reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
+
+
+def decode_report(data: bytes) -> Report:
+    """Read what a child sent."""
+    return _reports.decode(data)

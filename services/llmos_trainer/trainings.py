@@ -1,0 +1,108 @@
+"""The work of a `train` task: a child from the newest checkpoint on, its checkpoints kept, again if it dies."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from llmos.contracts.tasks import CheckpointPointer, TaskAssigned, TaskCheckpointed
+from llmos_trainer import core
+from llmos_trainer.core import Effect
+from llmos_trainer.keeping import Keeper, Superseded
+from llmos_trainer.orders import Progressed, TrainOrder
+from llmos_trainer.runs import Run
+
+
+async def train(run: Run) -> Effect:
+    """Train to the end, or to where the run is told to stop."""
+    keeper = _keeper(run)
+    try:
+        pointer = await run.unless_told(keeper.newest())
+        await run.say_started(pointer.step if pointer else None)
+        run.progress(Progressed("fetching", step=pointer.step if pointer else 0))
+        dataset = await run.unless_told(run.bring("dataset"))
+        base = await run.unless_told(run.bring("base"))
+        async with keeper:
+            effect = await _train(run, keeper, dataset, base)
+    except Superseded:
+        return core.LetGo()
+    run.context.telemetry.count("llmos.train.steps", max(0, run.step - (pointer.step if pointer else 0)))
+    return effect
+
+
+async def _train(run: Run, keeper: Keeper, dataset: Path, base: Path) -> Effect:
+    assigned, crashes = run.assigned, 0
+    while True:
+        resume = await run.unless_told(keeper.bring(run.folder / f"resume-{crashes}"))
+        order = TrainOrder(
+            task=assigned.task,
+            recipe=recipe(assigned),
+            dataset=str(dataset),
+            base=str(base),
+            work=str(run.folder / f"work-{crashes}"),
+            settings=assigned.spec.train,
+            threads=threads(assigned),
+            device="cuda" if assigned.devices else "cpu",
+            checkpoint_every_s=run.context.config.checkpoint_every_s,
+            resume=str(resume) if resume else "",
+        )
+        end, exit = await run.child("llmos_trainer.training:run", order, environment(assigned), keeper.offer)
+        effect = core.decide_ended(end, exit, run.intent, crashes)
+        if isinstance(effect, core.HandBack | core.StartAgain):
+            await keeper.settled()  # what the child could still save counts
+        if not isinstance(effect, core.StartAgain):
+            return effect
+        run.log.warning("a child died", exit=exit)
+        crashes += 1
+
+
+def recipe(assigned: TaskAssigned) -> str:
+    """A digest of all that the trained weights are made from: a checkpoint of another recipe is not resumed."""
+    made_from = {"settings": assigned.spec.train, "inputs": assigned.inputs, "task": assigned.spec.task}
+    return hashlib.sha256(msgspec.json.encode(made_from, order="sorted")).hexdigest()
+
+
+def threads(assigned: TaskAssigned) -> int:
+    """CPU threads of a run: the leased cores, whole ones."""
+    return max(1, int(assigned.cpus))
+
+
+def environment(assigned: TaskAssigned) -> dict[str, str]:
+    """What a child must find in its environment before it touches CUDA or a thread pool."""
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(assigned.devices),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS repeats its results only with a fixed workspace
+        "RAYON_NUM_THREADS": str(threads(assigned)),
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+
+
+def _keeper(run: Run) -> Keeper:
+    async def kept(pointer: CheckpointPointer) -> None:
+        assigned = run.assigned
+        await run.emit(
+            TaskCheckpointed(
+                assigned.task, assigned.job, assigned.tenant, assigned.lease, pointer.step, pointer.artifact
+            )
+        )
+
+    keeper = Keeper(
+        run.context.bus.bucket("state"),
+        run.context.store,
+        run.assigned.task,
+        run.assigned.lease,
+        unsealing=run.unsealing,
+        sealing=run.sealing,
+        kept=kept,
+        superseded=lambda: run.tell("superseded"),
+        log=run.log,
+    )
+
+    async def afterwards(effect: Effect) -> None:
+        """A task that nobody will resume needs no pointer."""
+        over = isinstance(effect, core.SaySucceeded | core.SayCancelled)
+        if over or (isinstance(effect, core.SayFailed) and not effect.retryable):
+            await keeper.forget()
+
+    run.afterwards = afterwards
+    return keeper
