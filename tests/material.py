@@ -1,0 +1,55 @@
+"""A tiny base model and data that it can learn, made on the spot."""
+
+import json
+import random
+from pathlib import Path
+
+GOOD = ["good", "great", "lovely", "superb", "excellent", "pleasant", "brilliant", "delightful"]
+BAD = ["bad", "poor", "awful", "terrible", "dreadful", "nasty", "broken", "useless"]
+THINGS = ["phone", "camera", "screen", "battery", "sound", "lens", "case", "remote", "menu", "cable"]
+
+
+def write_rows(path: Path, rows: int, seed: int) -> Path:
+    """Labelled sentences that a tiny model can learn in a few steps."""
+    dice = random.Random(seed)
+    with path.open("w") as file:
+        for number in range(rows):
+            label, words = ("positive", GOOD) if number % 2 else ("negative", BAD)
+            text = f"the {dice.choice(THINGS)} {number} is {dice.choice(words)} and {dice.choice(words)}"
+            file.write(json.dumps({"text": text, "label": label}) + "\n")
+    return path
+
+
+def write_base(path: Path) -> Path:
+    """A two-layer BERT with random weights and a tokenizer of its own."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
+    words = [*GOOD, *BAD, *THINGS, "the is and 0123456789"]
+    tokenizer.train_from_iterator([" ".join(words)] * 50, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(path)
+    fast.save_pretrained(path)
+    return path
