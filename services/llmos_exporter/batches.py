@@ -61,16 +61,18 @@ def sample(texts: Sequence[Sequence[int]], token: int) -> Batch:
 
 
 def probes(texts: Sequence[Sequence[int]], token: int, max_length: int) -> list[Batch]:
-    """Real texts at shapes that the trace has not seen: alone, in threes and eights, cut short, stretched to the limit."""
+    """Real texts at shapes that the trace has not seen: alone, in threes and eights, cut short, and stretched."""
     order = sorted(range(len(texts)), key=lambda row: (len(texts[row]), row))
-    some = [texts[row] for row in order[:: max(1, len(order) // 24)]][:24]  # evenly over the lengths
+    some: list[Sequence[int]] = [texts[row] for row in order[:: max(1, len(order) // 24)]][
+        :24
+    ]  # evenly over the lengths
     short, middle, long = some[0], some[len(some) // 2], some[-1]
     mixed = [text for pair in zip(some, reversed(some), strict=True) for text in pair][: len(some)]  # short beside long
     cut = [text[: max(1, len(text) // 2)] for text in mixed]
     stretched = _stretch(long, max_length)
-    batches = [[short], [middle], [long], [stretched], [stretched, short, long]]
+    batches: list[list[Sequence[int]]] = [[short], [middle], [long], [stretched], [stretched, short, long]]
     batches += [mixed[at : at + 3] for at in range(0, len(mixed), 3)]
-    batches += [some[at : at + 8] for some in (mixed, cut) for at in range(0, len(some), 8)]
+    batches += [source[at : at + 8] for source in (mixed, cut) for at in range(0, len(source), 8)]
     return [pad(batch, token) for batch in batches]
 
 

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 TARGET = f"{__name__}:run"

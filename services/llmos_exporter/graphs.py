@@ -60,8 +60,8 @@ def by_dynamo(model: Any, sample: Batch, path: Path) -> None:
     from transformers.exporters.exporter_onnx import OnnxExporter
 
     inputs = {name: torch.from_numpy(array) for name, array in zip(INPUTS, sample, strict=True)}
-    exporter: Any = OnnxExporter()
-    exported = exporter.export(model, inputs, OnnxConfig(dynamic=True, opset_version=OPSET))
+    exporter: Any = OnnxExporter
+    exported = exporter().export(model, inputs, OnnxConfig(dynamic=True, opset_version=OPSET))
     onnx_ir.save(exported.program, path, external_data=f"{path.name}.weights")
 
 

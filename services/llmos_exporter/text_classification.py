@@ -147,7 +147,8 @@ def _assemble(result: Path, graph: Path, tokenizer: Any, contract: ServingContra
         pad_id=contract.pad_token_id, pad_token=contract.pad_token, pad_type_id=contract.pad_type_id
     )
     tokenizer.save(str(result / TOKENIZER))
-    encoded = msgspec.json.encode(contract, order="sorted")
+    # Every field: msgspec omits what *is* the default, and whether an equal string is depends on where it came from.
+    encoded = msgspec.json.encode(msgspec.structs.asdict(contract), order="sorted")
     (result / CONTRACT).write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
 
 

@@ -1,0 +1,79 @@
+"""Tiny random classifiers of several families, and a dataset of real sentences' shape, made on the spot."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = [f"w{number}" for number in range(60)]
+LABELS = ["blue", "green", "red"]
+
+
+def make_tokenizer(folder: Path, *, cls: str, sep: str, padding: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = [cls, padding, sep, "[UNK]"]  # padding is number 1, as in RoBERTa
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", special_tokens=[(cls, 0), (sep, 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def make_model(architecture: str, folder: Path, *, seed: int = 0) -> Path:
+    """A random model whose logits are large enough for a fault to show."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(seed)
+    shared: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 1, "num_labels": 3, "initializer_range": 0.4}
+    usual = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "max_position_embeddings": 40,
+    }  # fmt: skip
+    makers: dict[str, Callable[[], Any]] = {
+        "bert": lambda: t.BertForSequenceClassification(t.BertConfig(**shared, **usual)),
+        "roberta": lambda: t.RobertaForSequenceClassification(t.RobertaConfig(**shared, **usual)),
+        "mpnet": lambda: t.MPNetForSequenceClassification(t.MPNetConfig(**shared, **usual)),
+        "distilbert": lambda: t.DistilBertForSequenceClassification(
+            t.DistilBertConfig(**shared, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40)
+        ),
+    }
+    model = makers[architecture]()
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: at for at, label in enumerate(LABELS)}
+    model.save_pretrained(folder)
+    make_tokenizer(folder, cls="<s>", sep="</s>", padding="<pad>")
+    return folder
+
+
+def make_dataset(folder: Path, rows: int = 90, *, seed: int = 0) -> Path:
+    """A dataset artifact's folder; texts of 0 to 45 words, more than a model of 38 positions reads."""
+    draw = random.Random(seed)
+    folder.mkdir(parents=True)
+    for split, count in (("train", 3), ("validation", 3), ("test", rows)):
+        lines = [
+            json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(0, 45))), "label": draw.choice(LABELS)})
+            for _ in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "dataset.json").write_text(json.dumps({"labels": LABELS, "rows": {"test": rows}}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random model by its architecture, made once."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda architecture: (
+        root / architecture if (root / architecture).exists() else make_model(architecture, root / architecture)
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "dataset")
