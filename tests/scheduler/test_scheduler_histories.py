@@ -1,0 +1,321 @@
+"""Random histories: whatever workers, nodes, users and crashes do, the scheduler keeps its promises."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmos.contracts import jobs
+from llmos.contracts.deployments import ReplicaFailed
+from llmos.contracts.jobs import JobCancelling
+from llmos.contracts.tasks import (
+    TaskCancelled,
+    TaskFailed,
+    TaskLost,
+    TaskPlaced,
+    TaskProgressed,
+    TaskRefused,
+    TaskRejected,
+    TaskStarted,
+    TaskSucceeded,
+)
+from llmos.errors import Problem
+from llmos_scheduler.core import decide, waiting_tasks
+from llmos_scheduler.effects import Emit
+from llmos_scheduler.placement import ByPriority, capacity, rooms
+
+GIB = 1 << 30
+NODES = {"a": (2, 4, 0), "b": (4, 8, 2), "c": (16, 64, 1)}  # cpus, GiB of memory, GPUs
+JOB_ENDS = (
+    jobs.JobRejected, jobs.JobCancelled, jobs.JobFailed, jobs.JobRefused, jobs.JobSucceeded, jobs.JobDeployed,
+)  # fmt: skip
+TASK_ENDS = (TaskSucceeded, TaskFailed, TaskRejected, TaskRefused, TaskCancelled, TaskLost)
+ACTIONS = (
+    "submit", "submit", "start", "start", "start", "succeed", "succeed", "succeed", "progress", "fail", "break",
+    "refuse", "give_back", "cancel", "obey", "lose", "join", "wait", "wait", "late", "duplicate", "crash", "ready",
+    "replica_fails",
+)  # fmt: skip
+
+
+class History:
+    """One world and the random actions on it; each draws what it needs from `pick`."""
+
+    def __init__(self, world: Any, pick: Callable[[int], int]) -> None:
+        self.world = world
+        self.pick = pick
+        self.up: set[str] = set()
+        self.submitted = 0
+        self.over: list[tuple[str, Any]] = []  # assignments whose workers have let go of them
+        self.arrive("a")
+        self.arrive("b")
+
+    def arrive(self, node: str) -> None:
+        cpus, memory, gpus = NODES[node]
+        self.up.add(node)
+        self.world.node(node, cpus, memory * GIB, gpus)
+
+    def one(self, items: Any) -> Any:
+        """Any of the items; `None` of nothing."""
+        items = sorted(items)
+        return items[self.pick(len(items))] if items else None
+
+    def act(self, action: str) -> None:
+        getattr(self, action)()
+        if self.pick(4) == 0:
+            self.die_at_work()
+        self.world.settle()
+        self.check()
+
+    def die_at_work(self) -> None:
+        """The scheduler decides, performs a part of it, and is gone."""
+        effects = decide(self.world.state, self.world.now)
+        for effect in effects[: self.pick(len(effects) + 1)]:
+            if isinstance(effect, Emit):
+                self.world.say(effect.event, effect.id)
+            else:
+                self.world.perform(effect)
+        self.world.crash()
+
+    def submit(self) -> None:
+        self.submitted += 1
+        self.world.submit(
+            f"j{self.submitted}",
+            name=f"m{self.pick(3)}",
+            priority=10 * self.pick(5),
+            cpus=(0.5, 1, 2, 4)[self.pick(4)],
+            gpus=self.pick(8) // 6,
+            attempts=1 + self.pick(3),
+            deploy=(None, 1, 2)[self.pick(3)],
+            deadline=self.world.now + 100 if self.pick(8) == 0 else None,
+        )
+
+    def start(self) -> None:
+        key = self.one(key for key, (node, _) in self.world.queue.items() if node in self.up)
+        if key:
+            self.world.start(key)
+
+    def _taken(self) -> Any:
+        key = self.one(self.world.taken)
+        if key:
+            self.over.append(self.world.taken[key])
+        return key
+
+    def succeed(self) -> None:
+        if key := self._taken():
+            self.world.succeed(key)
+
+    def fail(self) -> None:
+        if key := self._taken():
+            self.world.fail(key)
+
+    def break_(self) -> None:
+        if key := self._taken():
+            self.world.fail(key, retryable=False)
+
+    def refuse(self) -> None:
+        key = self._taken()
+        if key:
+            node, work = self.world.taken.pop(key)
+            kind = {"check": TaskRejected, "export": TaskRefused}.get(work.kind)
+            if kind:
+                self.world.say(kind(work.task, work.job, work.tenant, work.lease, node))
+
+    def give_back(self) -> None:
+        if key := self._taken():
+            self.world.obey(key)
+
+    def obey(self) -> None:
+        key = self.one(self.world.stops & set(self.world.taken))
+        if key:
+            self.over.append(self.world.taken[key])
+            self.world.obey(key)
+
+    def progress(self) -> None:
+        for key in sorted(self.world.taken):
+            self.world.progress(key)
+
+    def cancel(self) -> None:
+        job = self.one(self.world.state.alive)
+        if job:
+            self.world.say(JobCancelling(job, "default"), f"{job}.cancelling")
+
+    def lose(self) -> None:
+        node = self.one(self.up)
+        if node:
+            self.up.discard(node)
+            self.world.lose(node)
+            if self.pick(2):  # else it was only cut off, and works on
+                for key in [key for key, (where, _) in self.world.taken.items() if where == node]:
+                    self.over.append(self.world.taken.pop(key))
+
+    def join(self) -> None:
+        node = self.one(set(NODES) - self.up)
+        if node:
+            self.arrive(node)
+
+    def wait(self) -> None:
+        self.world.now += (1, 3, 10, 40, 130)[self.pick(5)]
+
+    def late(self) -> None:
+        """A worker that let go of its task long ago says one more thing about it."""
+        if not self.over:
+            return
+        node, work = self.over[self.pick(len(self.over))]
+        task = self.world.state.jobs[work.job].tasks[work.kind]
+        if task.live and task.lease == work.lease:
+            return
+        head = (work.task, work.job, work.tenant, work.kind, work.lease, node)
+        event = (
+            TaskStarted(*head),
+            TaskProgressed(*head, "train"),
+            TaskSucceeded(*head, {"dataset": "sha256:late"}),
+            TaskFailed(*head, Problem("late", "late")),
+            TaskCancelled(*head),
+            TaskLost(*head, "late"),
+        )[self.pick(6)]
+        before = self.world.snapshot()
+        self.world.say(event)
+        assert self.world.snapshot() == before
+
+    def duplicate(self) -> None:
+        """The bus brings an old fact about a job or task again."""
+        event, _, _ = self.world.log[self.pick(len(self.world.log))]
+        if isinstance(event, TaskStarted | TaskProgressed):
+            return  # a second sign of life is one
+        if isinstance(event, (*JOB_ENDS, *TASK_ENDS, TaskPlaced, jobs.JobAdmitted)):
+            before = self.world.snapshot()
+            self.world.say(event)
+            assert self.world.snapshot() == before
+
+    def crash(self) -> None:
+        self.world.crash()
+
+    def _assigned(self) -> Any:
+        return self.one(
+            (node, name)
+            for (node, name), assigned in self.world.deployed.items()
+            if assigned.desired == "present" and node in self.up
+        )
+
+    def ready(self) -> None:
+        if where := self._assigned():
+            self.world.ready(*where)
+
+    def replica_fails(self) -> None:
+        if where := self._assigned():
+            assigned = self.world.deployed[where]
+            self.world.say(
+                ReplicaFailed(
+                    where[1], "default", where[0], assigned.generation, Problem("no", "no"), assigned.job,
+                    bool(self.pick(2)),
+                )
+            )  # fmt: skip
+
+    # --- promises ---
+
+    def check(self) -> None:
+        state = self.world.state
+        for name, room in rooms(state).items():
+            assert room.cpus >= -1e-9, f"{name} is over-committed"
+            assert room.memory >= 0
+            assert room.checks >= 0
+        devices = [(task.node, gpu) for task in state.live_tasks() for gpu in task.devices]
+        assert len(devices) == len(set(devices)), "a GPU is leased twice"
+        for job in state.jobs.values():
+            live = [task for task in job.tasks.values() if task.live]
+            assert len(live) <= (0 if job.ended else 1)
+        assert {job.id for job in state.jobs.values() if not job.ended} == set(state.alive)
+        for job, task in waiting_tasks(state, self.world.now):
+            # What waits could not even have run in what is left now: nobody lesser took its place in vain.
+            assert not any(room.fits(task.kind, task.request) for room in rooms(state).values()), (job.id, task.id)
+
+    def finish(self) -> None:
+        """From here on everybody does what is asked: every job has to come to its one end."""
+        world = self.world
+        while self.up != set(NODES):
+            self.join()
+        for _ in range(400):
+            if not world.state.alive:
+                break
+            world.now += 5
+            for key in sorted(world.taken):
+                world.obey(key) if key in world.stops else world.succeed(key)
+            for key in sorted(world.queue):
+                world.start(key)
+            for (node, name), assigned in sorted(world.deployed.items()):
+                if assigned.desired == "present":
+                    world.ready(node, name)
+            world.settle()
+            self.check()
+        assert not world.state.alive, [(job.id, job.state) for job in world.state.living_jobs()]
+        assert not world.state.live_tasks()
+        ends = Counter(event.job for event, _, id in world.log if id and isinstance(event, JOB_ENDS))
+        assert ends == {f"j{number + 1}": 1 for number in range(self.submitted)}
+        self.check_leases()
+        world.crash()
+
+    def check_leases(self) -> None:
+        """Lease numbers only grow, and a task gets a new one only after its last one has ended."""
+        newest, ended = 0, set()
+        holds: dict[str, int] = {}
+        for event, _, id in self.world.log:
+            if isinstance(event, TaskPlaced) and id:  # without an id it is a duplicate that `duplicate` made
+                assert event.lease > newest
+                newest = event.lease
+                assert holds.get(event.task) is None or (event.task, holds[event.task]) in ended
+                holds[event.task] = event.lease
+            elif isinstance(event, TASK_ENDS):
+                ended.add((event.task, event.lease))
+
+
+def play(world: Any, pick: Callable[[int], int], length: int) -> History:
+    history = History(world, pick)
+    for _ in range(length):
+        action = ACTIONS[pick(len(ACTIONS))]
+        history.act("break_" if action == "break" else action)
+    history.finish()
+    return history
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(draws=st.lists(st.integers(0, 1 << 16), min_size=60, max_size=250))
+def test_any_history_keeps_the_promises(make_world: Any, draws: list[int]) -> None:
+    left = iter(draws)
+    play(make_world(), lambda n: next(left, 0) % n, length=len(draws) // 3)
+
+
+def test_a_thousand_random_histories_keep_the_promises(make_world: Any) -> None:
+    for seed in range(1000):
+        rng = random.Random(seed)
+        try:
+            play(make_world(), rng.randrange, length=60)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    wants=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from([0.5, 1, 1.5, 2, 3, 4]), st.integers(1, 8), st.integers(0, 2)),
+        max_size=12,
+    )
+)
+def test_no_job_takes_the_place_of_a_more_urgent_one_that_could_start(make_world: Any, wants: Any) -> None:
+    world = make_world().node("a", 3, 8 * GIB).node("b", 4, 6 * GIB, gpus=2)
+    for number, (priority, cpus, memory, gpus) in enumerate(wants):
+        world.submit(f"j{number}", priority=priority, cpus=cpus, memory=memory * GIB, gpus=gpus)
+        check = world.state.jobs[f"j{number}"].tasks
+        check["check"].state, check["train"].state = "succeeded", "waiting"
+    order = ByPriority().order(world.state, waiting_tasks(world.state, world.now), world.now)
+    world.settle()
+    placed = {event.job: event for event in world.said(TaskPlaced)}
+    free = {name: capacity(node) for name, node in world.state.nodes.items()}
+    for job, task in order:  # what outranks a job is taken off before it is judged
+        if job.id in placed:
+            free[placed[job.id].node].take("train", task.request, placed[job.id].devices)
+        else:
+            assert not any(room.fits("train", task.request) for room in free.values())
