@@ -10,7 +10,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, TypeVar
@@ -156,8 +156,8 @@ def new_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 async def in_thread(work: Callable[[Event], T], pool: Executor | None = None) -> T:
     """Run blocking work in a thread of `pool` (default: the loop's).
 
-    When the caller is cancelled, `work` is told by the event and waited for, so that no thread touches files that the
-    caller is about to remove. A second cancellation ends the wait.
+    When the caller is cancelled, `work` is told by the event and waited for, however often the request is repeated:
+    once this has returned, no thread touches files that the caller is about to remove.
     """
     stopped = Event()
     future = asyncio.get_running_loop().run_in_executor(pool, work, stopped)
@@ -166,7 +166,8 @@ async def in_thread(work: Callable[[Event], T], pool: Executor | None = None) ->
     except asyncio.CancelledError:
         stopped.set()
         while not future.done():
-            await asyncio.wait([future])
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
         future.exception()  # whatever it was, the cancellation is what the caller hears of
         raise
 

@@ -1,7 +1,6 @@
 """Bring what a job spec refers to, a file or a directory, to this machine; `parse` reads the reference itself."""
 
 import os
-import shutil
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from threading import Event
 from typing import Any
 
 from llmos.artifacts import MANIFEST_LIMIT, ArtifactStore, Cipher, decode_manifest, get_tree
-from llmos.artifacts_content import StoppedError, fresh_directory, hex_of, in_thread
+from llmos.artifacts_content import StoppedError, chunks_of, fresh_directory, hex_of, in_thread, open_file
 from llmos.contracts.references import Reference, parse
 from llmos.errors import Busy, Fatal, NotFound, Rejected
 
@@ -108,12 +107,12 @@ def _copy(source: Path, folder: Path, roots: Sequence[Path], stopped: Event) -> 
 
 
 def _copy_file(source: Path, dest: Path, stopped: Event) -> Path:
-    if stopped.is_set():
-        raise StoppedError
     if not stat.S_ISREG(source.stat().st_mode):
         raise Rejected(f"{source} is no regular file", remedy="Give a file that holds data.")
     dest.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, dest)
+    with open_file(source) as reading, dest.open("xb") as writing:
+        for chunk in chunks_of(reading, stopped):
+            writing.write(chunk)
     return dest
 
 
@@ -121,6 +120,7 @@ def _fetch_hub(reference: Reference, folder: Path, env: Mapping[str, str], stopp
     """Download a model repository, or take it from the hub's cache, and copy what may be loaded."""
     try:
         from huggingface_hub import errors, snapshot_download
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever library it uses
         from tqdm import tqdm
     except ImportError as error:
         raise Fatal("huggingface_hub is not installed", remedy="Install llmos[trainer].") from error
@@ -151,11 +151,11 @@ def _fetch_hub(reference: Reference, folder: Path, env: Mapping[str, str], stopp
         raise NotFound(
             f"the hub has no {reference}", remedy="Look at its name and revision; set HF_TOKEN if it is private."
         ) from error
-    except errors.HFValidationError as error:
-        raise Rejected(f"{reference} can't be a repository: {error}", remedy="Look at its name.") from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
+    except ValueError as error:  # a name that the hub refuses, or a file too large for plain HTTP
+        raise Rejected(f"{reference} can't be downloaded: {error}", remedy="Name a copy by file://.") from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, HTTPError) as error:
         raise Busy(
-            f"{reference} is not in the cache, and the hub can't be reached: {error}",
+            f"{reference} is not in the cache, and the hub did not bring it: {error}",
             remedy="Look at the network and HF_ENDPOINT, or download the model and name it as file:// or s3://.",
         ) from error
     for path in sorted(Path(snapshot).iterdir()):  # the cache may hold what others asked for, too

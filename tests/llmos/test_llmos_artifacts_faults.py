@@ -319,7 +319,7 @@ def test_a_server_that_speaks_no_s3_is_fatal_with_the_remedy() -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Web) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(Fatal, match=r"no S3 server.*LLMOS_S3_URL"):
             S3Store(connect(S3Server(f"http://127.0.0.1:{server.server_port}").env), "bucket")
         server.shutdown()

@@ -4,7 +4,10 @@ import asyncio
 import os
 import stat
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -21,7 +24,7 @@ from llmos.artifacts import (
     open_store,
     put_tree,
 )
-from llmos.artifacts_content import address_of, check_path, check_paths
+from llmos.artifacts_content import address_of, check_path, check_paths, chunks_of
 from llmos.artifacts_directory import DirectoryStore
 from llmos.errors import NotFound, Rejected
 from llmos.sealing import StreamingCipher, new_streaming_keyset
@@ -315,6 +318,30 @@ async def test_a_broken_manifest_is_rejected(store: DirectoryStore, rest: bytes)
     address = await store.put_bytes(b'{"type":"llmos.manifest.v1",' + rest)
     with pytest.raises(Rejected, match="the manifest has a fault"):
         await get_manifest(store, address)
+
+
+async def test_a_cancelled_get_leaves_no_tree_however_often_it_is_cancelled(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = await put_tree(store, write(tmp_path / "in", {"a": b"1"}), kind="x")
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block_then_read(source: BinaryIO, stopped: threading.Event) -> Iterator[bytes]:
+        blocked.set()
+        assert go_on.wait(10)
+        return chunks_of(source, stopped)
+
+    monkeypatch.setattr("llmos.artifacts_directory.chunks_of", block_then_read)
+    task = asyncio.create_task(get_tree(store, address, tmp_path / "out"))
+    assert await asyncio.to_thread(blocked.wait, 10)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done(), "its thread is still at work"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
 
 
 # --- sealed trees ---

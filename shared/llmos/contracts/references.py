@@ -94,7 +94,7 @@ def _parse_file(text: str, rest: str) -> Reference:
 
 def _parse_s3(text: str, rest: str) -> Reference:
     bucket, _, key = rest.removeprefix("//").partition("/")
-    if not rest.startswith("//") or not is_bucket(bucket) or not key:
+    if not rest.startswith("//") or not is_bucket(bucket) or not key or {".", ".."} & set(key.split("/")):
         named = rest.lstrip("/")
         raise _fault(text, f"Did you mean s3://{named}?" if "/" in named else f"Write {SCHEMES['s3']}")
     return Reference("s3", bucket, key=key)
@@ -148,11 +148,14 @@ def _suggest_scheme(scheme: str, rest: str) -> str:
         return f"Did you mean hf:{hub[1]}?" if hub else f"Downloads over {scheme} aren't done; write one of {_forms()}"
     if scheme == "sha256":
         return f"For an artifact, write artifact:sha256:{rest}"
-    near = get_close_matches(scheme.lower(), [*SCHEMES, "huggingface"], n=1, cutoff=0.5)
-    if near:
-        known = "hf" if near[0] == "huggingface" else near[0]
-        return f"Did you mean {known}:{rest.lstrip('/') if known in ('hf', 'model', 'artifact') else rest}?"
-    return f"Write one of {_forms()}"
+    near = get_close_matches(scheme.lower(), [*SCHEMES, "huggingface"], n=1, cutoff=0.7)
+    if not near:
+        return f"Write one of {_forms()}"
+    meant = f"{'hf' if near[0] == 'huggingface' else near[0]}:{rest}"
+    try:
+        return f"Did you mean {parse(meant)}?"
+    except Rejected as error:
+        return error.problem.remedy
 
 
 def _forms() -> str:
