@@ -161,7 +161,8 @@ class Template:
             try:
                 first = await _receive(ours)
             except BaseException:
-                ours.close()  # the template sees the end of its socket and leaves
+                ours.close()
+                self._process.kill()
                 raise
             if first is None or "error" in first:
                 ours.close()
