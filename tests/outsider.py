@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
-from nats.js.api import DeliverPolicy
+from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from llmos import local
 
@@ -45,9 +45,8 @@ class Outsider:
 
     async def events(self, start: int = 1) -> AsyncIterator[tuple[str, dict[str, Any], Any]]:
         """(noun.fact, event, message), from sequence `start` on."""
-        events = await self.js.subscribe(
-            "llmos.evt.>", ordered_consumer=True, deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start
-        )
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
+        events = await self.js.subscribe("llmos.evt.>", ordered_consumer=True, config=config)
         try:
             async for message in events.messages:
                 parts = message.subject.split(".")
