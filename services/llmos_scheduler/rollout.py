@@ -184,7 +184,7 @@ def _tell(deployment: Deployment, trace: str) -> Iterator[Effect]:
         absent = ReplicaAssigned(
             change.deployment, node, generation, desired="absent", job=change.job, tenant=change.tenant
         )
-        yield AssignReplica(absent, trace)
+        yield AssignReplica(absent, trace, again=600.0)  # a node that never had it will not say that it let it go
 
 
 def _hopeless(replica: Replica) -> bool:

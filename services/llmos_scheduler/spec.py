@@ -94,12 +94,12 @@ def _shape(raw: Mapping[str, Any], kind: type[Struct], at: str) -> list[Fault]:
 
 
 def _value(value: Any, kind: Any, path: str) -> list[Fault]:
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return [fault for name, item in value.items() for fault in _value(item, get_args(kind)[1], f"{path}.{name[:100]}")]
     options = [option for option in get_args(kind) if option is not type(None)]
     struct = kind if _is_struct(kind) else next((option for option in options if _is_struct(option)), None)
     if struct is not None and isinstance(value, dict):
         return _shape(value, struct, f"{path}.")
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return [fault for name, item in value.items() for fault in _value(item, options[1], f"{path}.{name[:100]}")]
     if get_origin(kind) is Literal and isinstance(value, str):
         return (
             [] if value in options else [Fault(path, f"{value[:100]!r} is not known; known are {', '.join(options)}")]
@@ -148,9 +148,9 @@ def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
         value = get(path)
         if isinstance(value, int | float) and not isinstance(value, bool):
             if low is not None and value < low:
-                fault(path, f"must be at least {low:g}, not {value!r:.20}")
+                fault(path, f"must be at least {low:.10g}, not {value!r:.20}")
             elif high is not None and value > high:
-                fault(path, f"must be at most {high:g}, not {value!r:.20}")
+                fault(path, f"must be at most {high:.10g}, not {value!r:.20}")
     for path in _TOKENS:
         value = get(path)
         if isinstance(value, str) and not is_token(value):
@@ -228,7 +228,7 @@ def _gate(name: str, raw: Any, fault: Callable[[str, str], None]) -> None:
         bound = msgspec.convert(raw, Bound)
     except msgspec.ValidationError:
         return
-    if bound.min is None and bound.max is None:
+    if bound.min is None and bound.max is None and set(raw) <= {"min", "max"}:
         fault(path, "needs min, max or both")
     ends = [end for end in (bound.min, bound.max) if end is not None]
     if any(not math.isfinite(end) for end in ends):
