@@ -59,15 +59,14 @@ def entry_of(sequence: int, subject: str, headers: dict[str, str], data: bytes) 
 
 
 def _short(headers: dict[str, str]) -> dict[str, str]:
-    """Headers that are too large: those whose name and value are short, as many as fit, and the digest of all."""
-    whole = msgspec.json.encode(headers)
-    kept = {"llmos-headers-digest": f"sha256:{sha256(whole).hexdigest()}"}
+    """Headers that are too large: as many as fit, and the digest of all."""
+    kept: dict[str, str] = {}
     room = HEADERS_LIMIT
     for name, value in headers.items():
-        room -= _length({name: value})
-        if room < 0:
-            break
-        kept[name] = value
+        if (length := _length({name: value})) <= room:
+            kept[name] = value
+            room -= length
+    kept["llmos-headers-digest"] = f"sha256:{sha256(msgspec.json.encode(headers)).hexdigest()}"
     return kept
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from llmos import tlog
 from llmos.auditfiles import LogFiles, decode_entry, encode_entry, follow_sequence, log_directory, verifier_key_file
 from llmos.contracts.audit import EntryView, LogEntry, ProofAnswered
-from llmos.errors import Fatal, Rejected
+from llmos.errors import Fatal, NotFound, Rejected
 from llmos.note import Checkpoint, VerifierKey, open_checkpoint
 
 __all__ = [
@@ -120,11 +120,13 @@ def verify_log(directory: Path, verifier_key: str, *, remembered: Checkpoint | N
     files = LogFiles.at(directory)
     walk = _Walk(files, remembered)
     key = VerifierKey.parse(verifier_key)
-    note = files.checkpoint()
     try:
+        note = files.checkpoint()
         checkpoint = Checkpoint.parse(note)
+    except NotFound:
+        raise
     except Rejected as error:
-        return Report(checkpoint=note, problems=[LogFault("checkpoint", str(error))])
+        return Report(problems=[LogFault("checkpoint", str(error))])
     try:
         open_checkpoint(note, key)
     except Rejected as error:

@@ -5,7 +5,6 @@ A checkpoint is a log's name, its size and its root hash, signed by the log. Key
 """
 
 import base64
-import binascii
 import re
 from hashlib import sha256
 
@@ -43,7 +42,7 @@ class VerifierKey(Struct, frozen=True):
         """Read the text form. Raises `Rejected`."""
         try:
             name, key_id, encoded = text.strip().split("+", 2)
-            data = base64.b64decode(encoded, validate=True)
+            data = _from_base64(encoded)
         except ValueError as error:
             raise Rejected("this is no verifier key", remedy=_KEY_FORM, param="verifier_key") from error
         key = cls(name, data[1:])
@@ -75,7 +74,7 @@ class SigningKey:
         """Read the text form. Raises `Rejected`, without showing the text."""
         try:
             _private, _key, name, key_id, encoded = text.strip().split("+", 4)
-            data = base64.b64decode(encoded, validate=True)
+            data = _from_base64(encoded)
             key = cls(name, data[1:])
         except ValueError:
             raise Rejected("the file holds no signing key", remedy=_KEY_LOST) from None
@@ -112,8 +111,8 @@ class Checkpoint(Struct, frozen=True):
         lines = text.split("\n")
         try:
             origin, size, encoded = lines[:3]
-            root = base64.b64decode(encoded, validate=True)
-        except (ValueError, binascii.Error) as error:
+            root = _from_base64(encoded)
+        except ValueError as error:
             raise _no_checkpoint() from error
         if len(lines) < 4 or not origin or not re.fullmatch(r"0|[1-9][0-9]{0,18}", size, re.ASCII) or len(root) != 32:
             raise _no_checkpoint()
@@ -132,7 +131,10 @@ def open_note(note: str, key: VerifierKey) -> str:
     text += "\n"
     verified = False
     for name, encoded in _SIGNATURE.findall(signatures):
-        data = _decode(encoded)
+        try:
+            data = _from_base64(encoded)
+        except ValueError as error:
+            raise Rejected("a signature of the note is not base64", remedy=_NOTE_ALTERED) from error
         if name != key.name or data[:4] != _key_id(key.name, key.public):
             continue
         try:
@@ -145,11 +147,12 @@ def open_note(note: str, key: VerifierKey) -> str:
     return text
 
 
-def _decode(encoded: str) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise Rejected("a signature of the note is not base64") from error
+def _from_base64(text: str) -> bytes:
+    """Decode; one value has one text. Raises `ValueError`."""
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode() != text:
+        raise ValueError("base64 with stray bits")
+    return data
 
 
 def open_checkpoint(note: str, key: VerifierKey) -> Checkpoint:

@@ -253,7 +253,7 @@ async def test_the_key_is_its_owners_alone_and_the_log_does_not_go_on_without_it
     with pytest.raises(Fatal, match="chmod 600"):
         await _start(config)
     key.unlink()
-    with pytest.raises(Fatal, match="the key of the log .* is gone"):
+    with pytest.raises(Fatal, match=r"the key of the log .* is gone"):
         await _start(config)
 
 
