@@ -15,11 +15,11 @@ SHARE_OF_MEMORY = 0.75
 class InferencerConfig(ServiceConfig, frozen=True, kw_only=True):
     """Set by `LLMOS_<FIELD>`. Sizes are bytes or text such as `2GiB`.
 
-    `memory` is the budget of all loaded models together; empty: three quarters of what the cgroup or the machine
-    has. `trusted_keys` is a trust file of the vault's public keys (empty: ask the vault once and pin its answer).
-    `serve_threads` is how many threads compute (0: every core that this process may use), `serve_slots` how many
-    requests of a class a deployment holds at a time, `max_inputs` how many texts a request may carry, and
-    `model_cache` how much disk staged models may take.
+    `memory` is the budget of all loaded models together (`0`: no limit); empty: three quarters of what the cgroup
+    or the machine has. `trusted_keys` is a trust file of the vault's public keys (empty: ask the vault once and
+    pin its answer). `serve_threads` is how many threads compute (0: every core that this process may use),
+    `serve_slots` how many requests of a class a deployment holds at a time, `max_inputs` how many texts a request
+    may carry, and `model_cache` how much disk staged models may take.
     """
 
     memory: str = ""

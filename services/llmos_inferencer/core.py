@@ -26,7 +26,7 @@ class Confirm(Struct, frozen=True):
 
 
 class TakeDown(Struct, frozen=True):
-    """Stop pulling, finish what was begun, give the rest back, unload."""
+    """Stop pulling, finish what was begun, give the rest back, unload; say so even if there was nothing."""
 
     assigned: ReplicaAssigned
 
@@ -44,7 +44,7 @@ def converge(desired: Desired, actual: Actual, now: float) -> list[Effect]:
         if have is not None and have.status == "bringing":
             continue
         if want.desired == "absent" or want.version is None:
-            if have is not None:
+            if have is None or have.status != "absent" or have.generation < want.generation:
                 effects.append(TakeDown(want))
         elif have is None:
             effects.append(Bring(want))
@@ -134,12 +134,10 @@ class Resident(Struct, frozen=True):
 
 
 def make_room(resident: Iterable[Resident], need: int, budget: int) -> list[str] | None:
-    """The deployments to unload, least recently used first, so that `need` more bytes fit into `budget` (0: no limit).
+    """The deployments to unload, least recently used first, so that `need` more bytes fit into `budget`.
 
     `None` when it would not fit into an empty process either.
     """
-    if budget <= 0:
-        return []
     if need > budget:
         return None
     oldest_first = sorted(resident, key=lambda session: (session.used_at, session.deployment))

@@ -49,9 +49,12 @@ class Loader:
         self._measured: dict[str, int] = {}
         self._one = asyncio.Lock()
 
-    async def load(self, serving: Serving, version: ModelVersion, new_meter: Callable[[], Meter]) -> Session | None:
+    async def load(
+        self, serving: Serving, version: ModelVersion, new_meter: Callable[[], Meter], *, again: bool
+    ) -> Session | None:
         """Load `version` and switch `serving` to it; the session that served before, still to be unloaded.
 
+        `again` reloads what was unloaded for room: nothing happens if something serves when its turn has come.
         Raises `Rejected` for what must not or can't be served, another `LlmosError` for what may work later.
         """
         await self._trust.check(version)
@@ -62,6 +65,8 @@ class Loader:
         async with self._staging.staged(version.artifact, unsealing) as root:
             files = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
             async with self._one:
+                if again and serving.session is not None:
+                    return None
                 await self._make_room(serving, self._measured.get(version.artifact, PREPACKED * files))
                 before = memory.resident()
                 engine = await asyncio.to_thread(Engine.load, root, threads=self._threads)
@@ -70,6 +75,8 @@ class Loader:
                 return serving.switch(session)
 
     async def _make_room(self, serving: Serving, need: int) -> None:
+        if self.budget <= 0:
+            return
         own = [serving] if serving.session else []
         others = [other for other in self._servings() if other.session and other is not serving]
         # What serves under this name stays up while its successor loads, unless both don't fit.

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from llmos.artifacts import Cipher
 from llmos.bus import Heard
+from llmos.cancel import cancel
 from llmos.contracts import subjects
-from llmos.contracts.deployments import ReplicaAssigned, ReplicaFailed, ReplicaReady, ReplicaUnloaded
+from llmos.contracts.deployments import ReplicaAssigned
 from llmos.contracts.models import ModelVersion
-from llmos.errors import Busy, LlmosError, Problem, Rejected
-from llmos.ids import new_id
+from llmos.errors import LlmosError, Problem, Rejected
 from llmos.service import Context
 from llmos.signing import read_trusted
 from llmos_inferencer import core, memory, state
@@ -24,11 +23,13 @@ from llmos_inferencer.config import InferencerConfig, size
 from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.loading import Loader
 from llmos_inferencer.meter import Meter
+from llmos_inferencer.reporting import Reporter
 from llmos_inferencer.serving import Serving, Session
 from llmos_inferencer.staging import Staging
 from llmos_inferencer.trust import Trust
 
 METER_S = 30.0
+QUIET_FAILURES = 3  # in a row, 3.5 s with the waits between: a service that restarts is not worth a fact
 
 
 async def serve(ctx: Context[InferencerConfig]) -> None:
@@ -42,6 +43,7 @@ class Inferencer:
     def __init__(self, ctx: Context[InferencerConfig]) -> None:
         config = ctx.config
         self._ctx = ctx
+        self._say = Reporter(ctx)
         self._desired: state.Desired = {}
         self._actual: state.Actual = {}
         self._servings: dict[str, Serving] = {}
@@ -70,7 +72,8 @@ class Inferencer:
     async def run(self) -> None:
         """Converge until told to stop, then drain."""
         self._ctx.announce(kinds=["serve"], memory=self._loader.budget, used=self._used)
-        loops = [self._spawn(loop()) for loop in (self._follow, self._converge, self._meter)]
+        for loop in (self._follow, self._converge, self._meter):
+            self._spawn(loop())
         stopping = asyncio.create_task(self._ctx.stopping.wait())
         try:
             ends: list[asyncio.Future[Any]] = [stopping, self._broken]
@@ -78,9 +81,7 @@ class Inferencer:
             if self._broken.done():
                 self._broken.result()
         finally:
-            stopping.cancel()
-            for task in loops:
-                task.cancel()
+            await cancel(stopping)
             await self._drain()
 
     # --- hearing ---
@@ -100,7 +101,9 @@ class Inferencer:
         if assigned.deployment != heard.subject.rsplit(".", 1)[-1]:
             self._ctx.log.error("an assignment is for another subject", subject=heard.subject, body=assigned.deployment)
             return
+        self._say.heard(assigned.deployment, heard.envelope)
         self._desired = state.heard(self._desired, assigned)
+        self._actual = state.asked_again(self._actual, assigned)
         self._changed.set()
 
     # --- converging ---
@@ -121,15 +124,15 @@ class Inferencer:
 
     async def _perform(self, effect: core.Effect) -> None:
         assigned = effect.assigned
-        match effect:
-            case core.Bring():
-                await self._bring(assigned)
-            case core.Confirm():
-                serving = self._servings[assigned.deployment]
-                self._actual = state.came_up(self._actual, assigned)
-                await self._say_ready(assigned, 0.0, serving.session.memory if serving.session else 0)
-            case core.TakeDown():
-                await self._take_down(assigned)
+        name, parent = assigned.deployment, self._say.traceparent(assigned.deployment)
+        with self._ctx.telemetry.span(f"replica.{type(effect).__name__.lower()}", parent=parent, deployment=name):
+            match effect:
+                case core.Bring():
+                    await self._bring(assigned)
+                case core.Confirm():
+                    await self._up(assigned, self._servings[name], 0.0)
+                case core.TakeDown():
+                    await self._take_down(assigned)
         self._changed.set()
 
     async def _bring(self, assigned: ReplicaAssigned) -> None:
@@ -144,36 +147,35 @@ class Inferencer:
             return
         except Exception as error:  # the history must hear of it; what it was is not known, so it is tried again
             self._ctx.log.exception("a replica could not be brought up", deployment=assigned.deployment)
-            await self._on_failure(assigned, Problem("error", f"{type(error).__name__}: {error}"), retryable=True)
+            await self._on_failure(assigned, _problem(error), retryable=True)
             return
-        self._actual = state.came_up(self._actual, assigned)
-        took = self._ctx.clock.monotonic() - started
-        await self._say_ready(assigned, took, serving.session.memory if serving.session else 0)
+        await self._up(assigned, serving, self._ctx.clock.monotonic() - started)
         if old is not None:
-            await self._retire(serving, old, assigned.generation, f"replaced by version {version.version}")
+            await self._retire(old, assigned, f"replaced by version {version.version}")
         await self._staging.prune(self._wanted())
 
-    async def _on_failure(self, assigned: ReplicaAssigned, problem: Problem, *, retryable: bool) -> None:
+    async def _up(self, assigned: ReplicaAssigned, serving: Serving, seconds: float) -> None:
+        assert assigned.version is not None  # it came up
+        self._actual = state.came_up(self._actual, assigned)
+        used = serving.session.memory if serving.session else 0
+        await self._say.ready(assigned, assigned.version, seconds, used)
+
+    async def _on_failure(
+        self, assigned: ReplicaAssigned, problem: Problem, *, retryable: bool, lost: bool = False
+    ) -> None:
         serving = self._servings[assigned.deployment]
         if serving.session is None:
             await serving.stop()  # what was held goes back to the queue, for another node or a later try
         now = self._ctx.clock.monotonic()
-        self._actual = state.failed(self._actual, assigned, retryable=retryable, now=now)
-        self._ctx.log.error("replica failed", deployment=assigned.deployment, problem=problem.message)
-        await self._say(
-            ReplicaFailed(
-                deployment=assigned.deployment,
-                tenant=assigned.tenant,
-                node=self._ctx.node,
-                generation=assigned.generation,
-                problem=problem,
-                job=assigned.job,
-                retryable=retryable,
-            )
-        )
+        self._actual = state.failed(self._actual, assigned, retryable=retryable, now=now, lost=lost)
+        if serving.session is None:
+            self._demand(assigned.deployment)  # what served before made room in vain
+        failures = self._actual[assigned.deployment].failures
+        await self._say.failed(assigned, problem, retryable=retryable, failures=failures)
 
     async def _take_down(self, assigned: ReplicaAssigned) -> None:
         serving = self._servings.pop(assigned.deployment, None)
+        version = 0
         if serving is not None:
             await serving.stop()
             if serving.deployment in self._reloads:
@@ -181,13 +183,15 @@ class Inferencer:
                 await serving.stop()
             session = serving.detach()
             if session is not None:
-                await self._retire(serving, session, assigned.generation, "taken down")
-        self._actual = state.gone(self._actual, assigned.deployment)
+                version = session.version.version
+                await self._free(session)
+        self._actual = state.taken_down(self._actual, assigned)
+        await self._say.unloaded(assigned, version, "taken down")
 
     # --- sessions ---
 
-    async def _load(self, serving: Serving, version: ModelVersion) -> Session | None:
-        old = await self._loader.load(serving, version, lambda: self._new_meter(serving, version))
+    async def _load(self, serving: Serving, version: ModelVersion, *, again: bool = False) -> Session | None:
+        old = await self._loader.load(serving, version, lambda: self._new_meter(serving, version), again=again)
         serving.start()
         return old
 
@@ -201,105 +205,55 @@ class Inferencer:
         serving, assigned = self._servings[deployment], self._desired[deployment]
         started = self._ctx.clock.monotonic()
         try:
-            old = await self._load(serving, version)
+            await self._load(serving, version, again=True)
         except Exception as error:  # noqa: BLE001 - whatever it was, a reload that fails is a replica that failed
-            problem = error.problem if isinstance(error, LlmosError) else Problem("error", str(error))
             if self._servings.get(deployment) is serving:
-                await self._on_failure(assigned, problem, retryable=True)
+                await self._on_failure(assigned, _problem(error), retryable=True, lost=True)
                 self._changed.set()
             return
         finally:
             del self._reloads[deployment]
-        if old is not None:
-            await self._retire(serving, old, assigned.generation, "loaded twice")
-        if self._servings.get(deployment) is not serving:
-            return
-        took = self._ctx.clock.monotonic() - started
-        await self._say_ready(assigned, took, serving.session.memory if serving.session else 0)
+        session = serving.session
+        if session is not None and session.version is version and self._servings.get(deployment) is serving:
+            await self._say.ready(assigned, version, self._ctx.clock.monotonic() - started, session.memory)
 
     async def _unload(self, serving: Serving, reason: str) -> None:
         session = serving.detach()
         if session is not None:
-            await self._retire(serving, session, self._desired[serving.deployment].generation, reason)
+            await self._retire(session, self._desired[serving.deployment], reason)
 
-    async def _retire(self, serving: Serving, session: Session, generation: int, reason: str) -> None:
-        """Wait until nobody uses the session, then free it."""
+    async def _retire(self, session: Session, assigned: ReplicaAssigned, reason: str) -> None:
+        await self._free(session)
+        await self._say.unloaded(assigned, session.version.version, reason)
+
+    async def _free(self, session: Session) -> None:
+        """Wait until nobody uses the session, then give its memory back."""
         await session.idle.wait()
-        await self._say_metered(session)
-        version = session.version.version
+        await self._say.metered(session.meter.close_period(self._ctx.clock.now()))
         del session.engine
         await asyncio.to_thread(memory.give_back)
-        await self._say(
-            ReplicaUnloaded(
-                deployment=serving.deployment,
-                tenant=serving.tenant,
-                node=self._ctx.node,
-                generation=generation,
-                version=version,
-                reason=reason,
-            )
-        )
 
     async def _unsealing(self, sealed_by: str, deployment: str) -> Cipher:
         from llmos.keyring import KeyRing  # brings tink along, which only a private model needs
 
         return await KeyRing(self._ctx.bus, self._ctx.principal).decrypting(sealed_by, deployment)
 
-    # --- saying ---
+    # --- inside ---
 
     async def _meter(self) -> None:
         while True:
             await asyncio.sleep(METER_S)
-            for serving in list(self._servings.values()):
-                if serving.session is not None:
-                    await self._say_metered(serving.session)
+            await self._close_periods()
 
-    async def _say_metered(self, session: Session) -> None:
-        metered = session.meter.close_period(self._ctx.clock.now())
-        if metered is not None:
-            await self._say(metered)
-
-    async def _say_ready(self, assigned: ReplicaAssigned, load_s: float, used: int) -> None:
-        version = self._actual[assigned.deployment].version
-        assert version is not None  # it came up
-        self._ctx.log.info("replica ready", deployment=assigned.deployment, version=version.version, seconds=load_s)
-        await self._say(
-            ReplicaReady(
-                deployment=assigned.deployment,
-                tenant=assigned.tenant,
-                node=self._ctx.node,
-                generation=assigned.generation,
-                model=version.model,
-                version=version.version,
-                job=assigned.job,
-                load_s=round(load_s, 3),
-                memory=used,
-            )
-        )
-
-    async def _say(self, event: Struct) -> None:
-        """State a fact, however long the bus is away; one id, so it is stored once."""
-        id = new_id()
-        while True:
-            try:
-                await self._ctx.bus.emit(event, id=id)
-                return
-            except Busy as error:
-                self._ctx.log.warning("a fact waits for the bus", fact=type(event).__name__, error=str(error))
-                if self._ctx.stopping.is_set():
-                    return
-
-    # --- inside ---
+    async def _close_periods(self) -> None:
+        for serving in list(self._servings.values()):
+            if serving.session is not None:
+                await self._say.metered(serving.session.meter.close_period(self._ctx.clock.now()))
 
     async def _drain(self) -> None:
+        await cancel(*self._work)  # whoever pulls, brings up or loads
         await asyncio.gather(*(serving.stop() for serving in self._servings.values()))
-        for serving in self._servings.values():
-            if serving.session is not None:
-                await self._say_metered(serving.session)
-        left = list(self._work)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await self._close_periods()
         self._lanes.close()
 
     def _serving(self, assigned: ReplicaAssigned) -> Serving:
@@ -340,3 +294,7 @@ class Inferencer:
     def _observe(self, deployment: str, inputs: int, seconds: float) -> None:
         self._ctx.telemetry.record("llmos.inference.duration", seconds, model=deployment)
         self._ctx.telemetry.record("llmos.inference.batch_size", inputs, model=deployment)
+
+
+def _problem(error: Exception) -> Problem:
+    return error.problem if isinstance(error, LlmosError) else Problem("error", f"{type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from llmos.bus import Delivery
+from llmos.cancel import cancel
 from llmos.contracts import subjects
 from llmos.contracts.inference import CLASSES, Class, InferenceAnswered, InferenceRequested
 from llmos.contracts.models import ModelVersion
@@ -146,14 +147,9 @@ class Serving:
     async def stop(self) -> None:
         """Stop pulling, finish the requests that were begun, give the others back at once."""
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for request in self._open:
-            if not request.begun and request.task is not None:
-                request.task.cancel()
-        open_tasks = [request.task for request in self._open if request.task is not None]
-        await asyncio.gather(*open_tasks, return_exceptions=True)
+        await cancel(*tasks)
+        await cancel(*(request.task for request in self._open if not request.begun))
+        await asyncio.gather(*(request.task for request in self._open if request.task is not None))
 
     async def _pull(self, name: Class, rank: int) -> None:
         consumer, filter = subjects.infer_consumer(self.deployment, name)

@@ -28,7 +28,7 @@ class Replica(Struct, frozen=True):
 
     deployment: str
     generation: int
-    status: Literal["bringing", "ready", "failed"] = "bringing"
+    status: Literal["bringing", "ready", "failed", "absent"] = "bringing"
     version: ModelVersion | None = None
     failures: int = 0
     retry_at: float | None = None
@@ -48,12 +48,10 @@ def heard(desired: Desired, assigned: ReplicaAssigned) -> Desired:
 def began(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     """A generation is being brought up; what served before goes on serving."""
     old = actual.get(assigned.deployment)
-    if old is None:
-        new = Replica(assigned.deployment, assigned.generation)
-    elif old.generation == assigned.generation:
+    if old is not None and old.generation == assigned.generation:
         new = replace(old, status="bringing")
     else:
-        new = Replica(assigned.deployment, assigned.generation, version=old.version)
+        new = Replica(assigned.deployment, assigned.generation, version=old.version if old else None)
     return {**actual, assigned.deployment: new}
 
 
@@ -65,9 +63,10 @@ def came_up(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     }
 
 
-def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: float) -> Actual:
-    """A generation could not be brought up. The next try comes after 0.5 s, then twice as long each time, at most
-    30 s.
+def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: float, lost: bool = False) -> Actual:
+    """A generation could not be brought up, or (`lost`) what served can't be loaded again.
+
+    The next try comes after 0.5 s, then twice as long each time, at most 30 s.
     """
     old = actual[assigned.deployment]
     failures = old.failures + 1
@@ -76,12 +75,21 @@ def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: f
         old,
         generation=assigned.generation,
         status="failed",
+        version=None if lost else old.version,
         failures=failures,
         retry_at=now + wait if retryable else None,
     )
     return {**actual, assigned.deployment: new}
 
 
-def gone(actual: Actual, deployment: str) -> Actual:
+def taken_down(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     """Nothing of the deployment is left in this process."""
-    return {name: replica for name, replica in actual.items() if name != deployment}
+    return {**actual, assigned.deployment: Replica(assigned.deployment, assigned.generation, "absent")}
+
+
+def asked_again(actual: Actual, assigned: ReplicaAssigned) -> Actual:
+    """Who assigns a generation a second time has not heard what became of it: it counts as not acted on yet."""
+    have = actual.get(assigned.deployment)
+    if have is None or have.generation != assigned.generation or have.status == "bringing":
+        return actual
+    return {**actual, assigned.deployment: replace(have, generation=assigned.generation - 1)}
