@@ -1,1 +1,1 @@
-"""llmos hw-agent service."""
+"""hw-agent: says what hardware and software a node has, and how busy it is."""
