@@ -31,7 +31,7 @@ def make_model(architecture: str, folder: Path, *, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     shared: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 1, "num_labels": 3, "initializer_range": 0.4}
-    usual = {
+    usual: dict[str, Any] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
         "max_position_embeddings": 40,
     }  # fmt: skip
