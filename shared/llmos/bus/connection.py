@@ -270,7 +270,9 @@ class Bus:
             raise Busy("the connection to the bus was closed")
         finally:
             self._pulls.discard(pull)
-            await pull.close()
+            for msg in await pull.leave():  # others need not wait until its ack wait is over
+                with suppress(nats.errors.Error):
+                    await msg.nak()
 
     def follow(
         self, stream: str, filters: Sequence[str] = (), *, start: int = 1, last_per_subject: bool = False

@@ -19,6 +19,7 @@ from llmos.errors import LlmosError
 EXPIRES_S = 30.0
 IDLE_HEARTBEAT_S = 5.0
 RETRY_S = 0.25
+LEAVE_WITHIN_S = 1.0
 _NANO = 1_000_000_000
 _HEARTBEAT = "100"
 
@@ -72,6 +73,19 @@ class Pull:
         if self._subscription is not None:
             with suppress(nats.errors.Error):
                 await self._subscription.unsubscribe()
+
+    async def leave(self) -> list[Msg]:
+        """Stop receiving for good; what has arrived and was not taken, for the caller to give back."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with suppress(nats.errors.Error, TimeoutError):
+                async with asyncio.timeout(LEAVE_WITHIN_S):
+                    if self._nc.is_connected:
+                        await subscription.drain()  # type: ignore[no-untyped-call]
+                    else:
+                        await subscription.unsubscribe()
+        left = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+        return [msg for msg in left if msg is not None]
 
     async def _recover(self) -> None:
         while True:
