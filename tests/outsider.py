@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from llmos import local
 
 ENDED = {"deployed", "succeeded", "refused", "rejected", "failed", "cancelled"}
+
+
+def about(event: dict[str, Any]) -> str:
+    """The job that an event is about."""
+    version = event.get("version")
+    return event.get("job") or (version["job"] if isinstance(version, dict) else "")
 
 
 class Outsider:
@@ -45,21 +52,31 @@ class Outsider:
 
     async def events(self, start: int = 1) -> AsyncIterator[tuple[str, dict[str, Any], Any]]:
         """(noun.fact, event, message), from sequence `start` on."""
-        config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
-        events = await self.js.subscribe("llmos.evt.>", ordered_consumer=True, config=config)
-        try:
-            async for message in events.messages:
-                parts = message.subject.split(".")
-                yield f"{parts[2]}.{parts[3]}", json.loads(message.data), message
-        finally:
-            await events.unsubscribe()
+        while True:
+            config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=start)
+            try:
+                events = await self.js.subscribe("llmos.evt.>", stream="EVENTS", ordered_consumer=True, config=config)
+            except (nats.errors.Error, TimeoutError):
+                await asyncio.sleep(0.2)
+                continue
+            try:
+                while True:
+                    message = await events.next_msg(timeout=5)
+                    parts = message.subject.split(".")
+                    start = message.metadata.sequence.stream + 1
+                    yield f"{parts[2]}.{parts[3]}", json.loads(message.data), message
+            except nats.errors.TimeoutError:
+                continue  # silence, or a server that was started again: follow on from where we are
+            finally:
+                with suppress(nats.errors.Error):
+                    await events.unsubscribe()
 
     async def history(self, job: str, within: float = 120) -> list[tuple[str, dict[str, Any]]]:
         """Everything that was said of a job up to its end."""
         heard = []
         async with asyncio.timeout(within):
             async for fact, event, _ in self.events():
-                if job not in (event.get("job"), event.get("version", {}).get("job")):
+                if about(event) != job:
                     continue
                 heard.append((fact, event))
                 if fact.startswith("job.") and fact[4:] in ENDED:
@@ -70,10 +87,10 @@ class Outsider:
         """Wait for a fact of a job whose fields match."""
         async with asyncio.timeout(within):
             async for fact, event, _ in self.events():
-                about = event.get("job") or event.get("version", {}).get("job")
-                if about == job and fact == wanted and all(event.get(k) == v for k, v in fields.items()):
+                mine = about(event) == job
+                if mine and fact == wanted and all(event.get(k) == v for k, v in fields.items()):
                     return event
-                if about == job and fact.startswith("job.") and fact[4:] in ENDED and fact != wanted:
+                if mine and fact.startswith("job.") and fact[4:] in ENDED and fact != wanted:
                     raise AssertionError(f"{job} ended with {fact} before {wanted}: {event}")
         raise AssertionError("unreachable")
 

@@ -57,7 +57,8 @@ class Job:
         self.shown = ""
 
     def hear(self, noun: str, fact: str, event: dict) -> None:
-        about = event.get("job") or event.get("version", {}).get("job")
+        version = event.get("version")
+        about = event.get("job") or (version["job"] if isinstance(version, dict) else "")
         if about != self.job:
             return
         if noun == "job":
