@@ -1,5 +1,8 @@
 """What becomes of a submission: `JobAdmitted`, `JobRejected`, or nothing because its job is known already. Pure."""
 
+import msgspec
+from msgspec import Struct
+
 from llmos.contracts.jobs import Fault, JobAdmitted, JobRejected
 from llmos_scheduler.effects import Emit
 from llmos_scheduler.records import State
@@ -26,6 +29,17 @@ def admit(
         if claimant not in ("", tenant):
             faults = [Fault("deploy.name", f"{spec.deploy.name!r} belongs to another tenant; choose another name")]
     if spec is None or faults:
-        name = spec.name if spec is not None else ""
-        return Emit(JobRejected(job, tenant, faults, name), f"{job}.rejected", cause, traceparent)
+        return Emit(JobRejected(job, tenant, faults, _name(data)), f"{job}.rejected", cause, traceparent)
     return Emit(JobAdmitted(job, spec, now, traceparent), f"{job}.admitted", cause, traceparent)
+
+
+class _Named(Struct):
+    name: str = ""
+
+
+def _name(data: bytes) -> str:
+    """What a spec that can't be admitted calls its job, if that much can be read."""
+    try:
+        return msgspec.json.decode(data, type=_Named).name[:128]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""

@@ -18,6 +18,7 @@ SILENT_S = 60.0  # a task without any sign of life for so long is lost
 MISSED_S = 12.0  # a living task says something every 10 s: with its worker gone too, this is enough
 STOPPING_S = 60.0  # a task that was told to stop and goes on for so long is given up
 UNSTARTED_S = 1.0  # how long a withdrawn task may turn out to have been taken up after all
+LONGEST_MESSAGE = 2000  # characters of a worker's problem that a job's end repeats
 STRAY_S = 15.0  # how long after its last word a stray is told to stop
 
 BY_PRIORITY = ByPriority()
@@ -153,7 +154,8 @@ def _failure(job: Job, task: Task) -> Problem:
     limit = job.spec.retry.max_attempts
     why = task.problem or Problem("error", "no reason was given")
     times = f"attempt {task.failures} of {limit}" if task.failures else "it never started"
-    return Problem(why.code, f"{task.kind} failed on {task.node} ({times}): {why.message}", why.remedy, why.param)
+    message = f"{task.kind} failed on {task.node} ({times}): {why.message[:LONGEST_MESSAGE]}"
+    return Problem(why.code, message, why.remedy, why.param)
 
 
 # --- placement ---

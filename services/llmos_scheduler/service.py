@@ -44,6 +44,7 @@ from llmos_scheduler.views import view_job, view_jobs, view_nodes
 
 TICK_S = 0.5  # time alone can make something due
 RETRY_S = 1.0
+ADMISSION_S = 4.0  # a submission in the hands of a scheduler that died comes again after so long
 DEAF_S = 2.5 * HEARTBEAT_S  # without our own heartbeat for so long, we can't judge the silence of others
 _QUIET = (TaskProgressed, TaskCheckpointed)  # nothing is to be decided because of these
 _TYPES = {row.type: row.ce_type for row in subjects.COMMANDS}
@@ -75,6 +76,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Catch up with the history, then hear, decide and answer until told to stop. Safe to kill at any point."""
+        history = await self._ctx.bus.stream_state("EVENTS")
+        self._live_from = history.last
+        if history.first > history.last:  # nothing is left of it
+            self._applied = history.last
         running = [asyncio.create_task(self._follow())]
         stopping = asyncio.create_task(self._ctx.stopping.wait())
         try:
@@ -118,11 +123,7 @@ class Scheduler:
             self._changed.set()
 
     async def _catch_up(self) -> None:
-        history = await self._ctx.bus.stream_state("EVENTS")
-        self._live_from = history.last
-        if history.first > history.last:  # nothing is left of it
-            self._applied = max(self._applied, history.last)
-        await self._came_back(history.last)
+        await self._came_back(self._live_from)
         self._since = self._self_heard = self._ctx.clock.now()
         self._ctx.log.info(
             "caught up", sequence=self._applied, jobs=len(self._state.jobs), alive=len(self._state.alive)
@@ -159,7 +160,10 @@ class Scheduler:
         return now if now - self._self_heard > DEAF_S else self._since
 
     async def _take(self) -> None:
-        async for delivery in self._ctx.bus.work("JOBS", "scheduler", "llmos.job.submit.*.*", bytes, slots=lambda: 64):
+        submissions = self._ctx.bus.work(
+            "JOBS", "scheduler", "llmos.job.submit.*.*", bytes, slots=lambda: 64, ack_wait=ADMISSION_S
+        )
+        async for delivery in submissions:
             await self.on_job_submitted(delivery)
 
     async def on_job_submitted(self, delivery: Delivery[bytes]) -> None:
@@ -217,6 +221,8 @@ class Scheduler:
                 elif self._pace.due(effect, now):
                     await self._command(effect)
                     self._pace.done(effect, now)
+            except Rejected as error:  # it never will be: the others must not wait for it
+                self._ctx.log.error("the bus refuses", effect=type(effect).__name__, error=str(error))
             except LlmosError as error:
                 # What follows may rest on it: the next decision asks for all of it again.
                 self._ctx.log.error("not done", effect=type(effect).__name__, error=str(error))

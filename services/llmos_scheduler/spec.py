@@ -95,7 +95,8 @@ def _shape(raw: Mapping[str, Any], kind: type[Struct], at: str) -> list[Fault]:
 
 def _value(value: Any, kind: Any, path: str) -> list[Fault]:
     if get_origin(kind) is dict and isinstance(value, dict):
-        return [fault for name, item in value.items() for fault in _value(item, get_args(kind)[1], f"{path}.{name[:100]}")]
+        inner = get_args(kind)[1]
+        return [fault for name, item in value.items() for fault in _value(item, inner, f"{path}.{name[:100]}")]
     options = [option for option in get_args(kind) if option is not type(None)]
     struct = kind if _is_struct(kind) else next((option for option in options if _is_struct(option)), None)
     if struct is not None and isinstance(value, dict):

@@ -1,24 +1,32 @@
 """How jobs and nodes are shown to those who ask. Pure."""
 
+import msgspec
+
 from llmos.contracts.jobs import JobsRequested, JobView, TaskView
 from llmos.contracts.nodes import NodeView
 from llmos.contracts.tasks import KINDS
 from llmos.errors import Problem
 from llmos_scheduler.records import Job, State, Task, TurnedAway
 
+LARGEST_LIST = 384 * 1024  # bytes: an answer is one message
+
 
 def view_jobs(state: State, request: JobsRequested) -> list[JobView]:
-    """Jobs without tasks and spec, the newest first."""
+    """Jobs without tasks and spec, the newest first: as many as were asked for and one message carries."""
     every: list[Job | TurnedAway] = [*state.jobs.values(), *state.turned_away.values()]
     every.sort(key=lambda job: job.submitted_at if isinstance(job, Job) else job.at, reverse=True)
     found: list[JobView] = []
+    size = 0
     for job in every:
-        if len(found) >= max(1, min(request.limit, 1000)):
+        if len(found) >= request.limit:
             break
         if request.tenant not in (None, job.tenant):
             continue
         view = view_job(job, whole=False)
         if request.state in (None, view.state):
+            size += len(msgspec.json.encode(view))
+            if size > LARGEST_LIST:
+                break
             found.append(view)
     return found
 

@@ -139,6 +139,18 @@ def test_jobs_are_listed_newest_first_and_filtered(world: Any) -> None:
     assert [view.job for view in view_jobs(world.state, JobsRequested(state="checking"))] == ["j1", "j0"]
 
 
+def test_a_list_of_jobs_fits_into_one_message(world: Any) -> None:
+    import msgspec
+
+    from llmos.contracts.jobs import JobList
+
+    for number in range(600):
+        world.say(JobRejected(f"j{number}", "acme", [Fault("train.epochs", "x" * 2000)]))
+    views = view_jobs(world.state, JobsRequested(limit=10_000))
+    assert 100 < len(views) < 600
+    assert len(msgspec.json.encode(JobList(views))) < 512 * 1024
+
+
 def test_a_job_is_shown_with_its_tasks_its_model_and_its_trace(world: Any) -> None:
     world.node("a")
     world.submit("j", deploy=1)
