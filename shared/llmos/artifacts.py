@@ -8,7 +8,7 @@ manifest can read the whole tree, and a crash before that leaves nothing that ha
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -30,6 +30,7 @@ __all__ = [
     "get_tree",
     "open_store",
     "put_tree",
+    "remove_tree",
 ]
 
 MANIFEST_LIMIT = 16 << 20  # bytes; about 100,000 files
@@ -66,6 +67,9 @@ class ArtifactStore(Protocol):
 
     async def size(self, address: str) -> int:
         """The object's size in bytes."""
+
+    async def remove(self, address: str) -> None:
+        """Forget the object, if it is there. For what its owner alone refers to, such as a checkpoint of a run."""
 
 
 class Cipher(Protocol):
@@ -201,6 +205,25 @@ async def get_tree(store: ArtifactStore, address: str, dest: Path, *, cipher: Ci
             await _get_entry(store, entry, target, cipher)
             _check_regular(target)
     return manifest
+
+
+async def remove_tree(store: ArtifactStore, address: str, *, keep: Collection[str] = ()) -> None:
+    """Remove a tree, its manifest first, but for the files that a tree in `keep` holds, too.
+
+    The caller knows that nobody else has a tree with these files. A tree that is gone, in part or whole, is no error.
+    """
+    try:
+        doomed = {entry.digest for entry in (await get_manifest(store, address)).files}
+    except (NotFound, Damaged):
+        return
+    for other in keep:
+        try:
+            doomed -= {entry.digest for entry in (await get_manifest(store, other)).files}
+        except (NotFound, Damaged):
+            continue
+    await store.remove(address)
+    for digest in sorted(doomed):
+        await store.remove(digest)
 
 
 def _encode(manifest: Manifest) -> bytes:

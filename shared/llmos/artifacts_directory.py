@@ -91,6 +91,10 @@ class DirectoryStore:
 
         return await in_thread(work)
 
+    async def remove(self, address: str) -> None:
+        """See `ArtifactStore`."""
+        await in_thread(lambda _: self._path(address).unlink(missing_ok=True))
+
     def _path(self, address: str) -> Path:
         return self._objects / hex_of(address)
 

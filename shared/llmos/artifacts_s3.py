@@ -155,6 +155,10 @@ class S3Store:
         """See `ArtifactStore`."""
         return await self._run(lambda _: self._size(address))
 
+    async def remove(self, address: str) -> None:
+        """See `ArtifactStore`."""
+        await self._run(lambda _: self._client.remove_object(self._bucket, self._key(address)))
+
     def holds(self, bucket: str, key: str) -> bool:
         """Whether an object with this key, or one whose key begins with it, may be one of the store's."""
         return bucket == self._bucket and (key.startswith(self._prefix) or self._prefix.startswith(key))

@@ -23,6 +23,7 @@ from llmos.artifacts import (
     get_tree,
     open_store,
     put_tree,
+    remove_tree,
 )
 from llmos.artifacts_content import address_of, check_path, check_paths, chunks_of
 from llmos.artifacts_directory import DirectoryStore
@@ -119,6 +120,21 @@ def test_no_path_that_is_let_through_leaves_the_tree(path: str) -> None:
     assert inside.is_relative_to(root)
     assert inside != root
     assert inside.relative_to(root).as_posix() == path
+
+
+async def test_a_tree_is_removed_but_for_what_others_that_stay_hold(store: DirectoryStore, tmp_path: Path) -> None:
+    old = await put_tree(store, write(tmp_path / "old", {"a": b"only here", "b": b"in both"}), kind="model")
+    new = await put_tree(store, write(tmp_path / "new", {"b": b"in both", "c": b"only there"}), kind="model")
+    for _ in range(2):
+        await remove_tree(store, old, keep=[new])
+    assert [await store.has(address_of(data)) for data in (b"only here", b"in both", b"only there")] == [
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(NotFound):
+        await get_manifest(store, old)
+    await get_tree(store, new, tmp_path / "out")
 
 
 async def test_equal_trees_have_one_address_however_they_were_made(store: DirectoryStore, tmp_path: Path) -> None:
