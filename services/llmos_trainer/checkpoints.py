@@ -24,6 +24,7 @@ class Position(Struct, omit_defaults=True):
     """
 
     recipe: str
+    task: str = ""
     step: int = 0
     evaluated: int = 0
     best_step: int = 0

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from llmos.artifacts import ArtifactStore, Cipher, Damaged, get_manifest, get_tree, put_tree
+from llmos.artifacts import ArtifactStore, Cipher, Damaged, get_manifest, get_tree, put_tree, remove_tree
 from llmos.bus import Bucket, Conflict
 from llmos.cancel import cancel
 from llmos.contracts.tasks import CheckpointPointer
@@ -127,8 +127,12 @@ class Keeper:
                 self._idle.set()
 
     async def forget(self) -> None:
-        """Remove the pointer: the task is done."""
-        await self._bucket.delete(self._key)
+        """Remove the pointer and what it points to: the task is done."""
+        entry = await self._bucket.get(self._key, CheckpointPointer)
+        if entry is not None and entry.value.lease <= self._lease:
+            await self._bucket.delete(self._key)
+            await self._remove(entry.value.artifact)
+            await self._remove(entry.value.previous)
 
     async def _store_one(self, step: int, path: Path) -> None:
         """Durability: when this returns, a crash resumes from this step or a later one."""
@@ -151,3 +155,13 @@ class Keeper:
                 continue  # read what was written, and decide again
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
         await self._kept(pointer)
+        if entry is not None and entry.value.previous not in (artifact, previous):
+            await self._remove(entry.value.previous, keep=(artifact, previous))
+
+    async def _remove(self, artifact: str, keep: tuple[str, ...] = ()) -> None:
+        """Take a checkpoint that nobody points to any more out of the store; its files carry the task's name."""
+        try:
+            if artifact:
+                await remove_tree(self._store, artifact, keep=[address for address in keep if address])
+        except LlmosError as error:  # it only takes room
+            self._log.warning("a checkpoint was not removed", artifact=artifact, error=str(error))

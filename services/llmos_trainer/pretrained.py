@@ -13,6 +13,7 @@ from llmos.errors import Rejected
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _INDEX = "model.safetensors.index.json"
+_VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
@@ -49,7 +50,11 @@ def examine(folder: Path, max_length: int) -> list[str]:
         return [str(error)]
     faults = [*_weight_faults(folder)]
     try:
-        pad_token(folder, config, _tokenizer(folder))
+        tokenizer = _tokenizer(folder)
+        pad_token(folder, config, tokenizer)
+        words = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        if words > (known := getattr(config, "vocab_size", words)):
+            faults.append(f"the tokenizer gives {words} token ids, and the model knows {known}")
     except Rejected as error:
         faults.append(str(error))
     if (limit := _positions(config)) and max_length > limit:
@@ -206,6 +211,8 @@ def _tokenizer(folder: Path) -> Any:
     try:
         if path.is_file():
             return Tokenizer.from_file(str(path))
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            raise FileNotFoundError("there is no tokenizer.json and no vocabulary")
         from transformers import AutoTokenizer
 
         built = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

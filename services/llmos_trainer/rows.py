@@ -144,7 +144,10 @@ def _explain_json(number: int, line: bytes, columns: Columns) -> Iterator[RowFau
     """Everything that is wrong in a line that is no typed row."""
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        yield RowFault(number, "no valid UTF-8")
+        return
+    except msgspec.DecodeError as error:
         yield RowFault(number, f"no valid JSON: {error}")
         return
     if not isinstance(row, dict):

@@ -56,7 +56,7 @@ class Training:
         self._order_of_rows = BatchOrder(self._splits["train"].lengths, self._plan, self._settings)
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._optimizer = self._make_optimizer()
-        self._position = Position(order.recipe)
+        self._position = Position(order.recipe, order.task)
         self._best: checkpoints.Tensors | None = None
         self._bad_step = torch.tensor(-1, device=self._device)
         self._meter = Meter(self._device)

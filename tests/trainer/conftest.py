@@ -15,7 +15,7 @@ TOPICS = {
     "shipping": ("parcel", "courier", "delivery", "box"),
     "technical": ("crash", "error", "install", "screen"),
 }
-FILLERS = "the a my your please help with about today now why is was not it this that very can you".split()
+FILLERS = ("the", "a", "my", "your", "please", "help", "with", "about", "today", "now", "why", "is", "was", "not", "it")
 
 
 def labelled_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
