@@ -12,12 +12,12 @@ import nats.errors
 import nats.js.errors
 import structlog
 from msgspec import Struct
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
 
 from llmos.bus import api
 from llmos.bus.bucket import Bucket
+from llmos.bus.client import Client
 from llmos.bus.delivery import Delivery
 from llmos.bus.follow import Heard, follow
 from llmos.bus.pull import Pull
