@@ -6,6 +6,7 @@ outside the table (onnxruntime refuses the whole batch), `nan` one whose scores 
 """
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -24,11 +25,15 @@ from llmos.artifacts import ArtifactStore, open_store, put_tree
 from llmos.bus import Bus
 from llmos.contracts import subjects
 from llmos.contracts.deployments import ReplicaAssigned, ReplicaFailed, ReplicaReady, ReplicaUnloaded
+from llmos.contracts.envelope import Envelope
 from llmos.contracts.inference import InferenceAnswered, InferenceRequested
+from llmos.contracts.keys import KeyAnswered, KeyRequested, TrustAnswered, TrustRequested
 from llmos.contracts.models import ModelVersion, ServingContract, Statement
 from llmos.ids import new_id
+from llmos.keyring import release_context
+from llmos.sealing import StreamingCipher, new_streaming_keyset, seal_to
 from llmos.service import Context
-from llmos.signing import SigningKey, write_trusted
+from llmos.signing import SigningKey, encode_trusted, write_trusted
 from llmos_inferencer.config import InferencerConfig
 from llmos_inferencer.service import serve
 
@@ -143,6 +148,8 @@ class Stand:
             serve_threads=1,
             memory="1GiB",
         )
+        self.keyset = new_streaming_keyset()
+        self.keys_asked: list[KeyRequested] = []
         self.events: list[Any] = []
         self._heard = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
@@ -152,12 +159,15 @@ class Stand:
         """An inferencer in this event loop."""
         return service.running("inferencer", msgspec.structs.replace(self.config, **changes), serve)
 
-    async def register(self, version: int = 1, *, model: str = "mood", **options: Any) -> ModelVersion:
+    async def register(
+        self, version: int = 1, *, model: str = "mood", private: bool = False, **options: Any
+    ) -> ModelVersion:
         """Export and sign a version; its labels name it, so that an answer shows which version gave it."""
         root = self.folder / "exported" / f"{model}-{version}"
         options = {"labels": (f"down-{version}", f"up-{version}")} | options
         await asyncio.to_thread(make_artifact, root, **options)
-        return self.sign(model, version, await put_tree(self.store, root, kind="onnx"))
+        cipher = StreamingCipher("default/1", self.keyset) if private else None
+        return self.sign(model, version, await put_tree(self.store, root, kind="onnx", cipher=cipher))
 
     def sign(self, model: str, version: int, artifact: str, key: SigningKey | None = None) -> ModelVersion:
         signature = (key or self.key).sign(Statement("default", model, version, artifact))
@@ -165,7 +175,9 @@ class Stand:
             model, version, "default", "text-classification", artifact, "job-1", time.time(), signature=signature
         )
 
-    async def deploy(self, version: ModelVersion | None, *, name: str = "mood") -> ReplicaAssigned:
+    async def deploy(
+        self, version: ModelVersion | None, *, name: str = "mood", id: str = "", traceparent: str = ""
+    ) -> ReplicaAssigned:
         """Assign a version to the node (`None`: take the deployment down)."""
         generation = self._generations[name] = self._generations.get(name, 0) + 1
         assigned = ReplicaAssigned(
@@ -176,7 +188,9 @@ class Stand:
             version=version,
             job="job-1",
         )
-        await self.bus.publish(subjects.deploy(NODE, name), assigned, type="llmos.replica.assigned.v1")
+        await self.bus.publish(
+            subjects.deploy(NODE, name), assigned, type="llmos.replica.assigned.v1", id=id, traceparent=traceparent
+        )
         return assigned
 
     async def ask(
@@ -221,6 +235,19 @@ class Stand:
 
     async def unloaded(self, name: str = "mood", **fields: Any) -> ReplicaUnloaded:
         return await self.until(ReplicaUnloaded, deployment=name, **fields)
+
+    async def vault(self) -> None:
+        """Answer as the vault does, until cancelled."""
+
+        async def trust(_: TrustRequested, __: Envelope) -> TrustAnswered:
+            return encode_trusted({self.key.name: self.key.public})
+
+        async def key(request: KeyRequested, _: Envelope) -> KeyAnswered:
+            self.keys_asked.append(request)
+            sealed = seal_to(base64.b64decode(request.recipient), self.keyset, release_context(request, 1))
+            return KeyAnswered(request.tenant, 1, base64.b64encode(sealed).decode())
+
+        await self.bus.serve("vault", {"trust": trust, "key": key})
 
     async def close(self) -> None:
         self._listening.cancel()
