@@ -11,12 +11,19 @@ import msgspec
 from llmos.errors import LlmosError, Problem, Rejected
 from llmos_exporter.orders import ExportOrder, Failed, Finished, Progressed, Report
 
-# What the template process imports before it forks; with it, a child begins at once.
-PRELOAD = ("llmos_exporter.text_classification", "onnxruntime.quantization", "transformers.models.auto.modeling_auto")
-# Read by libraries while they are imported: no network, no telemetry, no GPU, no threads of the tokenizer after a fork.
+# What the template process imports before it forks, so that a child begins at once; other families are imported by it.
+_FAMILIES = ("bert", "deberta_v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm_roberta")
+PRELOAD = (
+    "llmos_exporter.text_classification",
+    "onnxruntime.quantization",
+    *(f"transformers.models.{family}.modeling_{family}" for family in _FAMILIES),
+)
+# Read by libraries while they are imported: no network, no telemetry, no GPU, and no thread before the fork.
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "OPENBLAS_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",

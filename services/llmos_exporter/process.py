@@ -71,12 +71,15 @@ async def _watch(child: Child, memory: int, limit_s: float) -> LlmosError | None
 
 
 def private_memory(pid: int) -> int:
-    """The bytes that only this process holds: not those that it shares with the template. 0 where nobody can tell."""
+    """The bytes that only this process holds: neither what it shares with the template, nor what lies in a file.
+
+    0 where nobody can tell.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))) << 10
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) << 10
 
 
 async def _finish(child: Child, watching: "asyncio.Task[LlmosError | None]") -> None:

@@ -152,23 +152,28 @@ def test_every_route_that_failed_is_named_when_none_is_left(
         export(models("bert"), dataset, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_equal_input_gives_equal_bytes_in_another_process_and_folder(
-    precision: str, models: Models, dataset: Path, tmp_path: Path
+    models: Models, dataset: Path, tmp_path: Path
 ) -> None:
     script = (
-        "import sys, msgspec; from pathlib import Path; from llmos_exporter import text_classification as t\n"
+        "import sys, msgspec; from llmos_exporter import text_classification as t\n"
         "from llmos_exporter.orders import ExportOrder\n"
-        "t.export(msgspec.json.decode(sys.argv[1], type=ExportOrder), lambda *_: None)"
+        "for order in sys.argv[1:]: t.export(msgspec.json.decode(order, type=ExportOrder), lambda *_: None)"
     )
-    export(models("bert"), dataset, tmp_path / "here", precision)
-    there = order(models("bert"), dataset, tmp_path / "a folder elsewhere", precision)
-    subprocess.run([sys.executable, "-c", script, msgspec.json.encode(there).decode()], check=True)
-    digests = [
-        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / room / "result").iterdir()}
-        for room in ("here", "a folder elsewhere")
-    ]
-    assert digests[0] == digests[1] and len(digests[0]) == 3
+    elsewhere = tmp_path / "a folder elsewhere"
+    orders = [order(models("bert"), dataset, elsewhere / precision, precision) for precision in ("fp32", "int8")]
+    there = [msgspec.json.encode(order).decode() for order in orders]
+    subprocess.run([sys.executable, "-c", script, *there], check=True)
+    for precision in ("fp32", "int8"):
+        export(models("bert"), dataset, tmp_path / precision, precision)
+        digests = [
+            {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (room / precision / "result").iterdir()
+            }
+            for room in (tmp_path, elsewhere)
+        ]
+        assert digests[0] == digests[1] and len(digests[0]) == 3
 
 
 def test_a_graph_that_protobuf_cannot_hold_keeps_its_weights_beside_it(

@@ -1,6 +1,7 @@
 """What an exporter decides, and what it measures with: rules in words."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from llmos.errors import Rejected
 from llmos_exporter import core
 from llmos_exporter.batches import by_length, pad, probes, sample
 from llmos_exporter.measuring import Parity, latency_ms, quality
+from llmos_exporter.process import private_memory
 
 
 def version(number: int, job: str = "job", tenant: str = "acme") -> ModelVersion:
@@ -158,6 +160,13 @@ def test_latency_is_of_different_texts_after_a_warm_up() -> None:
     assert latency_ms(asked.append, [str(number) for number in range(200)]) >= 0
     assert asked[:3] == ["0", "1", "2"] and len(set(asked[3:])) == len(asked[3:]) == 64
     assert latency_ms(asked.append, ["one"]) >= 0
+
+
+def test_private_memory_is_what_a_process_has_written_itself() -> None:
+    before = private_memory(os.getpid())
+    held = bytearray(b"x") * (64 << 20)
+    assert before > 0 and private_memory(os.getpid()) - before > 60 << 20
+    assert private_memory(0) == 0 and len(held) == 64 << 20
 
 
 def test_padding_is_on_the_right_and_masked_and_an_empty_text_has_one_token() -> None:

@@ -40,7 +40,6 @@ from llmos.sealing import StreamingCipher, new_streaming_keyset, seal_to
 from llmos.service import running
 from llmos.signing import SigningKey, verify
 from llmos_exporter.config import ExporterConfig
-from llmos_exporter.process import private_memory
 from llmos_exporter.service import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -397,11 +396,3 @@ async def test_after_kill_9_nothing_is_left_running_and_the_redelivery_registers
         await cancel(vault)
         await bus.close()
         await server.stop()
-
-
-def test_private_memory_is_this_processs_own() -> None:
-    before = private_memory(os.getpid())
-    held = bytearray(64 << 20)
-    assert before > 0 and private_memory(os.getpid()) - before > 60 << 20
-    assert private_memory(0) == 0
-    del held
