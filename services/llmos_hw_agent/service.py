@@ -117,7 +117,7 @@ class Agent:
     def _kept(self) -> NodeInventoried | None:
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=NodeInventoried)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None  # the first start, or a disk that lost it: the history knows the version
 
     def _keep(self, fact: NodeInventoried) -> None:

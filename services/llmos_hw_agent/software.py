@@ -45,7 +45,7 @@ async def read_software(warn: Callable[[str], None], *, timeout: float = TIMEOUT
         async with asyncio.timeout(timeout):
             output, _ = await child.communicate()
         return msgspec.json.decode(output, type=Software)
-    except (TimeoutError, msgspec.DecodeError):
+    except (TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
         warn("can't tell which torch and onnxruntime are installed")
         return Software()
     finally:

@@ -61,7 +61,7 @@ def _decode(heard: Heard) -> msgspec.Struct | None:
         return heard.event()
     try:
         assigned = msgspec.json.decode(heard.data, type=ReplicaAssigned)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     # The subject is what a publisher's permission covers, so the body must not claim another place.
     return assigned if heard.subject == f"llmos.deploy.{assigned.node}.{assigned.deployment}" else None

@@ -99,7 +99,7 @@ def read_trusted(path: Path) -> dict[str, bytes]:
             f"can't read the trust file {path}: {error.strerror}",
             remedy="Copy it from the vault's node (<data_dir>/trusted_keys.json), or set LLMOS_TRUST_FILE.",
         ) from error
-    except (msgspec.MsgspecError, Rejected) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Rejected) as error:
         raise Fatal(
             f"the trust file {path} is not valid: {error}", remedy="Copy it again from the vault's node."
         ) from error

@@ -92,7 +92,7 @@ async def test_a_version_survives_the_loss_of_the_nodes_disk_or_of_the_history(c
         pass
     async with agent(replace(config, labels={"zone": "b"}), bus):
         pass
-    (config.data_dir / "hw-agent" / "inventory.json").write_text("torn")
+    (config.data_dir / "hw-agent" / "inventory.json").write_bytes(b'{"node":"\xff')
     async with agent(replace(config, labels={"zone": "c"}), bus):
         pass
     assert [fact.version for fact in await said(bus)] == [1, 2, 3]

@@ -72,7 +72,18 @@ def test_a_trust_file_holds_what_was_written(tmp_path: Path, key: SigningKey) ->
     assert decode_trusted(encode_trusted({"main": key.public})) == {"main": key.public}
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"keys": {"main": "AAAA"}}', b'{"keys": {"main": "?"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[]",
+        b'{"keys": {"\xff": ""}}',
+        b"[" * 10_000,
+        b'{"keys": {"main": "AAAA"}}',
+        b'{"keys": {"main": "?"}}',
+    ],
+)
 def test_a_missing_or_wrong_trust_file_stops_the_reader_with_a_remedy(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "trusted_keys.json"
     if content is not None:

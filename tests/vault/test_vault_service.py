@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from msgspec import Struct
@@ -40,11 +40,12 @@ from llmos.keyring import KeyRing
 from llmos.sealing import Recipient, RootKey
 from llmos.service import Context, running
 from llmos.signing import read_trusted, verify
-from llmos.telemetry import configure_logging
 from llmos_vault.config import VaultConfig
+from llmos_vault.history import History
 from llmos_vault.keystore import KeyStore
 from llmos_vault.rootkey import read_root
 from llmos_vault.service import serve
+from llmos_vault.state import State
 
 ARTIFACT = "sha256:" + "0" * 64
 Vault = Callable[[], AbstractAsyncContextManager[Context[VaultConfig]]]
@@ -111,11 +112,38 @@ async def test_a_trainer_seals_and_an_exporter_unseals_what_the_history_assigns_
     ]
 
 
-async def test_a_task_that_is_placed_a_moment_before_the_question_is_known(vault: Vault, bus: Bus) -> None:
+async def test_no_decision_rests_on_a_history_that_is_read_late(
+    vault: Vault, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = Bus.follow
+
+    async def late(self: Bus, stream: str, *args: Any, **options: Any) -> AsyncIterator[Heard]:
+        async for heard in follow(self, stream, *args, **options):
+            await asyncio.sleep(0.2)
+            yield heard
+
+    monkeypatch.setattr(Bus, "follow", late)
+    first = await place(bus, "train", job="first")
     async with vault():
-        for number in range(20):
-            task = await place(bus, "train", job=f"job{number}")
+        await KeyRing(bus, "trainer/n1").encrypting("acme", first)
+        task = await place(bus, "train")
+        await KeyRing(bus, "trainer/n1").encrypting("acme", task)
+        await bus.emit(TaskSucceeded(task, "job", "acme", "train", 1, "n1"))
+        with pytest.raises(Rejected, match="has ended"):
             await KeyRing(bus, "trainer/n1").encrypting("acme", task)
+        await assign(bus)
+        await KeyRing(bus, "inferencer/n1").decrypting("acme/1", "tickets")
+
+
+async def test_a_history_that_is_not_read_in_time_is_busy_not_denied(bus: Bus) -> None:
+    history = History(bus)
+    assert await history.caught_up(patience=0.0) == State()
+    await place(bus, "train")
+    with pytest.raises(Busy, match="still reading"):
+        await history.caught_up(patience=0.1)
+    following = asyncio.create_task(history.follow("EVENTS"))
+    assert (await history.caught_up()).placed.keys() == {"job-train"}
+    following.cancel()
 
 
 async def test_a_denial_is_a_fact_and_an_error_that_says_why(vault: Vault, bus: Bus) -> None:
@@ -157,6 +185,15 @@ async def test_an_assignment_that_names_another_place_than_its_subject_counts_fo
         for node in ("n1", "n9"):
             with pytest.raises(Rejected, match="not assigned"):
                 await KeyRing(bus, f"inferencer/{node}").decrypting("acme/1", "tickets")
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 100_000, b'{"task": "\xff"}', b'{"task": 1}'], ids=range(4))
+async def test_a_message_that_can_not_be_read_stops_no_vault(vault: Vault, bus: Bus, body: bytes) -> None:
+    for number, subject in enumerate(("llmos.evt.task.placed.acme.x", "llmos.deploy.n1.x")):
+        await bus.store(subject, body, {"Nats-Msg-Id": str(number)})
+    task = await place(bus, "train")
+    async with vault():
+        await KeyRing(bus, "trainer/n1").encrypting("acme", task)
 
 
 async def test_no_key_leaves_before_its_release_is_in_the_history(
@@ -340,17 +377,17 @@ async def test_the_wrong_root_key_stops_the_vault_and_overwrites_nothing(
         assert (await KeyRing(bus, "trainer/n1").encrypting("acme", task)).name == "acme/1"
 
 
-async def test_no_secret_is_logged_or_stored_in_the_clear(
-    vault: Vault, bus: Bus, config: VaultConfig, capfd: pytest.CaptureFixture[str]
-) -> None:
-    configure_logging("debug", "json")
+async def test_no_secret_is_logged_or_stored_in_the_clear(bus: Bus, config: VaultConfig, tmp_path: Path) -> None:
     train, _ = await place(bus, "train"), await place(bus, "export")
-    async with vault():
+    with (tmp_path / "log").open("wb") as log:
+        process = await start_process(config, log=log)
         await KeyRing(bus, "trainer/n1").encrypting("acme", train)
         await bus.call("vault", "rotate", RotateRequested("acme"))
         await bus.call("vault", "sign", SignRequested("exporter/n1", Statement("acme", "tickets", 1, ARTIFACT)))
         with pytest.raises(Rejected):
             await KeyRing(bus, "trainer/n2").encrypting("acme", train)
+        process.terminate()
+        await process.wait()
     root = read_root(config.root_key)
     assert root is not None
     store = KeyStore(bus.bucket("state"), root, SystemClock())
@@ -362,9 +399,9 @@ async def test_no_secret_is_logged_or_stored_in_the_clear(
     (signing,) = (await store.signing_keys("main")).values()
     secrets.append(signing._key.private_bytes_raw())
 
-    output = capfd.readouterr()
-    assert "stated" in output.err  # logging was on
-    haystack = [output.err.encode(), output.out.encode()]
+    output = (tmp_path / "log").read_bytes()
+    assert b"KeyReleased" in output
+    haystack = [output]
     for stream in [*subjects.STREAMS, *(f"KV_{name}" for name in subjects.BUCKETS)]:
         for heard in await stored(bus, stream):
             haystack += [heard.data, repr(heard.headers).encode(), heard.subject.encode()]
@@ -376,10 +413,15 @@ async def test_no_secret_is_logged_or_stored_in_the_clear(
             assert not any(form in hay for hay in haystack)
 
 
-async def start_process(config: VaultConfig) -> asyncio.subprocess.Process:
-    settings = {"NATS_URL": config.nats_url, "NODE": config.node, "DATA_DIR": str(config.data_dir)}
+async def start_process(config: VaultConfig, *, log: IO[bytes] | None = None) -> asyncio.subprocess.Process:
+    settings = {
+        "NATS_URL": config.nats_url,
+        "NODE": config.node,
+        "DATA_DIR": str(config.data_dir),
+        "LOG_LEVEL": "debug",
+    }
     env = os.environ | {f"LLMOS_{name}": value for name, value in settings.items()}
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "llmos_vault", env=env)
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "llmos_vault", env=env, stdout=log, stderr=log)
 
 
 async def test_a_vault_that_is_killed_again_and_again_loses_and_doubles_no_key(config: VaultConfig, bus: Bus) -> None:
