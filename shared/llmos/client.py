@@ -114,9 +114,7 @@ class Client:
 
     # --- jobs ---
 
-    async def submit(
-        self, spec: Mapping[str, Any] | JobSpec, job_id: str | None = None, *, traceparent: str = ""
-    ) -> str:
+    async def submit(self, spec: Mapping[str, Any] | JobSpec, job_id: str | None = None) -> str:
         """Publish a job; its id. It is persisted when this returns, and publishing one id again changes nothing.
 
         Whether the spec is right is said by `JobAdmitted` or `JobRejected` (see `events`, `wait`).
@@ -130,7 +128,7 @@ class Client:
         # A tenant that can't be part of a subject is one fault among others: the scheduler lists them all.
         tenant = named if isinstance(named, str) and is_token(named) else self.tenant
         subject = subjects.job_submit(tenant, job)
-        with self._telemetry.span("submit job", parent=traceparent, kind="producer", job=job):
+        with self._telemetry.span("submit job", kind="producer", job=job):
             await self.bus.publish(subject, body, type="llmos.job.submitted.v1", id=job)
         return job
 
@@ -217,7 +215,6 @@ class Client:
         top: int = 0,
         priority: Class = "interactive",
         timeout: float = INFER_WITHIN_S,
-        traceparent: str = "",
     ) -> InferenceAnswered:
         """Classify texts with a deployed model; one output per text. `top` limits the labels listed (0: all).
 
@@ -233,7 +230,7 @@ class Client:
             top=top,
             deadline=self._clock.now() + timeout,
         )
-        with self._telemetry.span("infer", parent=traceparent, kind="client", model=deployment):
+        with self._telemetry.span("infer", kind="client", model=deployment):
             try:
                 answer = await self.bus.ask(
                     subjects.infer(deployment, id, priority),

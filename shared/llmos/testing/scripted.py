@@ -88,12 +88,11 @@ class ScriptedScheduler:
             "cancel": self._cancel,
             "nodes": self._nodes,
         }
+        parts = [asyncio.create_task(self.bus.serve("scheduler", calls)), asyncio.create_task(self._take())]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.bus.serve("scheduler", calls))
-                group.create_task(self._take())
+            await asyncio.gather(*parts)
         finally:
-            await cancel(*self._stories)
+            await cancel(*parts, *self._stories)
 
     async def _take(self) -> None:
         async for delivery in self.bus.work("JOBS", "scheduler", "llmos.job.submit.*.*", msgspec.Raw, slots=lambda: 8):
