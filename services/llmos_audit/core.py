@@ -9,7 +9,6 @@ from hashlib import sha256
 import msgspec
 
 from llmos.contracts.audit import ENTRY_LIMIT, GAP, REMADE, LogEntry, SequenceGap, StreamRemade
-from llmos.contracts.envelope import Envelope
 from llmos_audit.state import Position
 
 HEADERS_LIMIT = 16_384  # bytes of headers that are kept when an entry is too large
@@ -91,8 +90,3 @@ class _Version(msgspec.Struct):
 class _Body(msgspec.Struct):
     job: str = ""
     version: _Version | int | None = None
-
-
-def event_of(entry: LogEntry) -> str:
-    """The id of an event, by which it can be asked for; empty for what is no event, or came without one."""
-    return "" if entry.subject in (GAP, REMADE) else Envelope.from_headers(entry.headers).id

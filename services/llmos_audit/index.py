@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmos.auditfiles import LogFiles, decode_entry
 from llmos.contracts.audit import LogEntry
-from llmos_audit.core import event_of, job_of
+from llmos_audit.core import job_of
 
 _CHUNK = 4096  # entries in one transaction while catching up
 _SCHEMA = """
@@ -53,7 +53,7 @@ class Index:
         """Take up the entries that follow those it has."""
         events, jobs, place = [], [], self.size
         for entry in entries:
-            if event := event_of(entry):
+            if event := entry.event:
                 events.append((event, place))
             if job := job_of(entry):
                 jobs.append((job, place))

@@ -27,13 +27,13 @@ from llmos.contracts.envelope import Envelope
 from llmos.errors import NotFound, Rejected
 from llmos.service import Context
 from llmos_audit.config import AuditConfig
-from llmos_audit.core import event_of
 from llmos_audit.hearing import Hearing
 from llmos_audit.identity import open_log
 from llmos_audit.index import Index
 
 WAITING = 1024  # entries heard and not yet written; at most 64 KiB each
 ANSWER_LIMIT = 384 * 1024  # bytes of entries in one answer
+MOST_ENTRIES = 4096  # in one answer; of the smallest, no more fit
 T = TypeVar("T")
 Handler = Callable[[Any, Envelope], Awaitable[Struct]]
 
@@ -136,7 +136,7 @@ class AuditService:
                 param="event",
             )
         proof = inclusion_proof(self._directory, place)
-        if request.event is not None and event_of(proof.entry) != request.event:
+        if request.event is not None and proof.entry.event != request.event:
             raise Rejected(f"entry {place} is not the event {request.event}", remedy="Verify the log.")
         return proof
 
@@ -149,7 +149,7 @@ class AuditService:
         if request.job is None:
             places: Sequence[int] = range(request.start, min(size, request.start + request.limit))
         else:
-            places = self._index.job(request.job, request.start, request.limit)
+            places = self._index.job(request.job, request.start, min(request.limit, MOST_ENTRIES))
         views: list[EntryView] = []
         room = ANSWER_LIMIT
         for place in places:

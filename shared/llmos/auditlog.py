@@ -18,6 +18,7 @@ from llmos.note import Checkpoint, VerifierKey, open_checkpoint
 __all__ = [
     "LogFault",
     "Report",
+    "find_event",
     "inclusion_proof",
     "log_directory",
     "read_entries",
@@ -82,10 +83,22 @@ def _index(fault: LogFault) -> int:
 
 def read_entries(directory: Path, start: int = 0, limit: int = 100) -> list[EntryView]:
     """At most `limit` entries from `start` on, not verified. Raises `NotFound`, `Rejected`."""
+    if start < 0 or limit < 0:
+        raise Rejected("entries are counted from 0 on", param="start")
     files = LogFiles.at(directory)
     size = Checkpoint.parse(files.checkpoint()).size
     end = min(size, start + limit)
     return [EntryView(index, decode_entry(data)) for index, data in enumerate(files.entries(start, end, size), start)]
+
+
+def find_event(directory: Path, event: str) -> int:
+    """The index of an event, found by reading the log from its beginning. Raises `NotFound`, `Rejected`."""
+    files = LogFiles.at(directory)
+    size = Checkpoint.parse(files.checkpoint()).size
+    for index, data in enumerate(files.entries(0, size, size)):
+        if decode_entry(data).event == event:
+            return index
+    raise NotFound(f"no event {event} is in the log of {size} entries", param="event")
 
 
 def inclusion_proof(directory: Path, index: int) -> ProofAnswered:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmos.auditfiles import decode_entry, encode_entry, follow_sequence
 from llmos.contracts.audit import ENTRY_LIMIT, GAP, REMADE, LogEntry
-from llmos_audit.core import decide, entry_of, event_of, job_of
+from llmos_audit.core import decide, entry_of, job_of
 from llmos_audit.state import Position, apply
 
 
@@ -82,6 +82,6 @@ def test_a_job_is_found_in_the_body_in_the_version_or_in_the_subject() -> None:
 
 
 def test_what_is_no_event_has_no_event_id() -> None:
-    assert event_of(heard(3)) == "e3"
-    assert event_of(LogEntry(1, "llmos.evt.a.b.c.d", {"Nats-Msg-Id": "m1"}, "{}")) == "m1"
-    assert event_of(LogEntry(1, GAP, {"ce-id": "e3"}, "{}")) == ""
+    assert heard(3).event == "e3"
+    assert LogEntry(1, "llmos.evt.a.b.c.d", {"Nats-Msg-Id": "m1"}, "{}").event == "m1"
+    assert LogEntry(1, GAP, {"ce-id": "e3"}, "{}").event == ""

@@ -7,7 +7,7 @@ all trees that were ever signed no two of one size differ.
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,17 @@ from llmos_audit.identity import open_log
 from llmos_audit.writer import LogWriter
 
 BATCHES = [3, 1, 250, 2, 5, 300, 1]  # crosses the ends of bundles, once within a batch and once exactly
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Files in memory where there is room: what a disk loses is simulated here, and its syncs would take minutes."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 class StepError(OSError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -215,6 +216,34 @@ async def test_a_killed_bus_that_comes_back_leaves_no_hole(
     assert [e.headers["ce-id"] for e in entries(config) if e.subject not in (GAP, REMADE)][-30:] == [
         f"e{number}" for number in range(31, 61)
     ]
+
+
+async def test_a_service_killed_at_any_moment_logs_nothing_twice_and_misses_nothing(
+    config: AuditConfig, bus: Bus
+) -> None:
+    said = 0
+    for heard_before_the_kill in (1, 90, 300):
+        process = await start_process(config)
+        target = said + heard_before_the_kill
+        saying = asyncio.create_task(say(bus, said + 1, said + 400))
+        try:
+            await until(lambda target=target: size(config) >= target)
+        finally:
+            process.kill()
+            await process.wait()
+        await saying
+        said += 400
+    async with service.running("audit", config, serve):
+        await until(lambda: size(config) == said)
+    assert [entry.headers["ce-id"] for entry in entries(config)] == [f"e{number}" for number in range(1, said + 1)]
+    assert verified(config).ok
+
+
+async def start_process(config: AuditConfig) -> asyncio.subprocess.Process:
+    settings = {"LLMOS_NATS_URL": config.nats_url, "LLMOS_NODE": config.node, "LLMOS_DATA_DIR": str(config.data_dir)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "llmos_audit", env=os.environ | settings, stderr=asyncio.subprocess.DEVNULL
+    )
 
 
 async def test_a_log_has_one_writer(config: AuditConfig, bus: Bus) -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from llmos import tlog
 from llmos.auditfiles import LogFiles, encode_entry
-from llmos.auditlog import Report, inclusion_proof, read_entries, read_remembered, remember, verify_log, verify_proof
+from llmos.auditlog import (
+    Report,
+    find_event,
+    inclusion_proof,
+    read_entries,
+    read_remembered,
+    remember,
+    verify_log,
+    verify_proof,
+)
 from llmos.contracts.audit import LogEntry
 from llmos.errors import NotFound, Rejected
 from llmos.note import Checkpoint, SigningKey, VerifierKey, open_checkpoint
@@ -95,7 +104,7 @@ def test_an_untouched_log_verifies_with_its_size_and_root(log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "batch"), [(0, 1), (1, 1), (258, 1), *((n, b) for b in (7, 256) for n in (255, 256, 257, 511, 512, 513))]
+    ("size", "batch"), [(0, 1), (1, 1), (20, 1), *((n, b) for b in (40, 256) for n in (255, 256, 257, 511, 512, 513))]
 )
 def test_a_log_of_any_size_and_any_batches_verifies_and_is_the_same_tree(tmp_path: Path, size: int, batch: int) -> None:
     report = verify_log(write(tmp_path / "a", [entry(n) for n in range(1, size + 1)], batch=batch), VERIFIER)
@@ -279,8 +288,16 @@ def test_reading_gives_entries_with_their_index_and_ends_at_the_checkpoint(log: 
     assert [view.index for view in read_entries(log, 254, 4)] == [254, 255, 256, 257]
     assert [view.entry.sequence for view in read_entries(log, 598, 100)] == [599, 600]
     assert read_entries(log, 600, 1) == []
+    with pytest.raises(Rejected, match="from 0 on"):
+        read_entries(log, -1, 1)
     with pytest.raises(NotFound, match="no file `checkpoint`"):
         read_entries(log / "nothing")
+
+
+def test_an_event_is_found_by_its_id_without_any_index(log: Path) -> None:
+    assert find_event(log, "e300") == 299
+    with pytest.raises(NotFound, match="no event e601"):
+        find_event(log, "e601")
 
 
 def test_a_key_is_read_back_and_a_damaged_one_is_refused() -> None:

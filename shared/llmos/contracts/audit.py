@@ -2,6 +2,8 @@
 
 from msgspec import Struct, field
 
+from llmos.contracts.envelope import Envelope
+
 ENTRY_LIMIT = 65_535  # bytes of one entry: its length is a uint16 in the log's files
 GAP = "llmos.audit.gap"  # subject of an entry that is no event: its data is a `SequenceGap`
 REMADE = "llmos.audit.remade"  # likewise: a `StreamRemade`
@@ -21,6 +23,11 @@ class LogEntry(Struct, frozen=True, omit_defaults=True):
     data: str
     digest: str = ""
     size: int = 0
+
+    @property
+    def event(self) -> str:
+        """The event's id; empty for an entry that is no event, or came without one."""
+        return "" if self.subject in (GAP, REMADE) else Envelope.from_headers(self.headers).id
 
 
 class SequenceGap(Struct, frozen=True):
