@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmos.cancel import cancel
 from llmos.contracts.nodes import HEARTBEAT_S, Inventory, NodeInventoried
 from llmos.contracts.subjects import event_subject
 from llmos.errors import LlmosError
@@ -24,11 +25,13 @@ async def serve(ctx: Context[HwAgentConfig]) -> None:
     agent = Agent(ctx, Nvml())
     await agent.look()
     ctx.announce(load=agent.load)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(agent.watch_inventory()), group.create_task(agent.watch_gpus())]
-        await ctx.stopping.wait()
-        for task in tasks:
-            task.cancel()
+    parts = [asyncio.create_task(work) for work in (agent.watch_inventory(), agent.watch_gpus(), ctx.stopping.wait())]
+    try:
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            part.result()  # raises what stopped it
+    finally:
+        await cancel(*parts)
 
 
 class Agent:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 from opentelemetry.trace import Span
 
+from llmos.cancel import cancel
 from llmos.contracts.envelope import Envelope
 from llmos.contracts.keys import (
     KeyAnswered,
@@ -52,14 +53,14 @@ async def serve(ctx: Context[VaultConfig]) -> None:
     publish_trust(ctx.config, signing)
     vault = Vault(ctx, store, signing)
     await vault.announce_created()
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(vault.history.follow(stream)) for stream in STREAMS]
-        await vault.history.caught_up(patience=None)
-        tasks.append(group.create_task(ctx.bus.serve("vault", vault.handlers)))
-        ctx.announce()
-        await ctx.stopping.wait()
-        for task in tasks:
-            task.cancel()  # what is not answered yet stays in the queue for the next vault
+    parts: list[asyncio.Task[Any]] = [asyncio.create_task(vault.history.follow(stream)) for stream in STREAMS]
+    parts += [asyncio.create_task(vault.answer()), asyncio.create_task(ctx.stopping.wait())]
+    try:
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            part.result()  # raises what stopped it
+    finally:
+        await cancel(*parts)  # a question that is not answered yet stays in the queue for the next vault
 
 
 def open_root(config: VaultConfig, *, known: bool) -> RootKey:
@@ -106,12 +107,18 @@ class Vault:
         self._store = store
         self._signing = signing
         self.history = History(ctx.bus)
-        self.handlers: dict[str, Callable[[Any, Envelope], Awaitable[Struct]]] = {
+
+    async def answer(self) -> None:
+        """Answer calls, once the history has been read; runs until cancelled."""
+        await self.history.caught_up(patience=None)
+        handlers: dict[str, Callable[[Any, Envelope], Awaitable[Struct]]] = {
             "key": self.on_key_requested,
             "sign": self.on_sign_requested,
             "rotate": self.on_rotate_requested,
             "trust": self.on_trust_requested,
         }
+        self._ctx.announce()
+        await self._ctx.bus.serve("vault", handlers)
 
     async def on_key_requested(self, request: KeyRequested, envelope: Envelope) -> KeyAnswered:
         """Release a data key: `KeyReleased` is in the history before the key leaves."""

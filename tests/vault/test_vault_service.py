@@ -37,6 +37,7 @@ from llmos.contracts.models import ModelRecord, ModelVersion, Statement
 from llmos.contracts.tasks import Kind, TaskPlaced, TaskSucceeded
 from llmos.errors import Busy, Fatal, NotFound, Rejected
 from llmos.keyring import KeyRing
+from llmos.natsserver import NatsServer
 from llmos.sealing import Recipient, RootKey
 from llmos.service import Context, running
 from llmos.signing import read_trusted, verify
@@ -301,6 +302,17 @@ async def test_keys_and_signatures_survive_a_restart(vault: Vault, bus: Bus, con
         assert (await KeyRing(bus, "trainer/n1").encrypting("acme", train)).name == "acme/1"
         assert await bus.call("vault", "trust", TrustRequested()) == before
     assert await history(bus, KeyCreated) == [KeyCreated("acme", 1)]
+
+
+async def test_a_vault_goes_on_when_the_bus_was_killed(vault: Vault, bus: Bus, nats_server: NatsServer) -> None:
+    first = await place(bus, "train")
+    async with vault():
+        await KeyRing(bus, "trainer/n1").encrypting("acme", first)
+        await nats_server.kill()
+        await nats_server.start()
+        second = await place(bus, "train", job="second")
+        assert (await KeyRing(bus, "trainer/n1").encrypting("acme", second)).name == "acme/1"
+        assert (await KeyRing(bus, "trainer/n1").decrypting("acme/1", first)).name == "acme/1"
 
 
 async def test_a_new_signing_key_is_made_and_the_old_one_stays_trusted(
