@@ -18,7 +18,7 @@ _log: Any = structlog.get_logger("llmos.bus")
 _RETRY = (nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError, nats.js.errors.ServiceUnavailableError)
 
 
-class Conflict(LlmosError):  # noqa: N818  # named like its siblings in llmos.errors
+class Conflict(LlmosError):
     """Somebody else wrote the key first: read again, decide again."""
 
     code = "conflict"

@@ -4,7 +4,7 @@ from msgspec import Struct, field
 
 
 class DeadLetter(Struct, frozen=True, omit_defaults=True):
-    """`llmos.dead.<stream>.<consumer>`: the message as it was (`data` base64), why it died, and after how many deliveries."""
+    """`llmos.dead.<stream>.<consumer>`: a message as it was (`data` base64), why it died, after how many tries."""
 
     stream: str
     consumer: str

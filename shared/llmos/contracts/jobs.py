@@ -9,12 +9,16 @@ from llmos.errors import Problem
 
 # The enum is open on the wire; what a stack can run is checked at admission.
 TASKS = ("text-classification",)
-# What an exported model is measured by on its test split, and what a gate can bound. `f1` is the macro average.
-METRICS = ("accuracy", "f1", "loss")
+# What an exported model is measured by, and what a gate can bound: quality on the test split (`f1` is the macro
+# average), the median time of one text (ms), the artifact's bytes, and how near its labels (share) and logits are to
+# the source's.
+METRICS = (
+    "accuracy", "f1", "loss", "latency_ms_p50", "size_bytes", "agreement", "max_abs_diff", "mean_abs_diff",
+)  # fmt: skip
 
 JobState = Literal[
-    "queued", "checking", "training", "exporting", "deploying", "cancelling",  # alive
-    "succeeded", "deployed", "refused", "rejected", "failed", "cancelled",  # ended
+    "queued", "checking", "training", "exporting", "deploying", "cancelling",
+    "succeeded", "deployed", "refused", "rejected", "failed", "cancelled",
 ]  # fmt: skip
 ENDED: frozenset[str] = frozenset({"succeeded", "deployed", "refused", "rejected", "failed", "cancelled"})
 
@@ -116,7 +120,7 @@ class JobSubmitted(JobSpec, frozen=True, omit_defaults=True):
 
 
 class Fault(Struct, frozen=True, omit_defaults=True):
-    """One thing that is wrong: in the spec (`path` such as `train.epochs`) or in a data file (`path` and 1-based `line`)."""
+    """One wrong thing: in the spec (`path`, such as `train.epochs`) or in a data file (and 1-based `line`)."""
 
     path: str
     message: str

@@ -23,7 +23,7 @@ class SignAnswered(Struct, frozen=True, omit_defaults=True):
 class KeyRequested(Struct, frozen=True, omit_defaults=True):
     """Ask for a tenant's data key: `version` 0 is the newest (to encrypt), another one is to decrypt.
 
-    `recipient` is the asker's fresh public keyset (base64 of Tink's binary form, HPKE): the key comes back sealed to it.
+    `recipient` is the asker's fresh public keyset (base64 of Tink's form, HPKE): the key comes back sealed to it.
     `principal` is `<service>/<node>`; `purpose` and `subject` (a task id or a deployment's name) say what for.
     """
 

@@ -6,7 +6,7 @@ from llmos.contracts.jobs import Bound
 
 
 class Signature(Struct, frozen=True, omit_defaults=True):
-    """An Ed25519 signature over `Statement` in its canonical JSON form; both fields base64, `key` names the public key."""
+    """An Ed25519 signature (base64) over a `Statement` in its canonical JSON form; `key` names the public key."""
 
     key: str
     signature: str

@@ -46,8 +46,8 @@ class NodeInventoried(Struct, frozen=True, omit_defaults=True):
 class Heartbeat(Struct, frozen=True, omit_defaults=True):
     """KV `nodes`, key `<node>.<service>`, every 5 s: this service runs on this node.
 
-    `kinds` are the task kinds it takes (`check`, `train`, `export`) and `serve` for replicas. `memory` is its budget in bytes
-    (0: unknown), `used` what it has in use. hw-agent's own heartbeat carries the node's load.
+    `kinds` are the task kinds it takes (`check`, `train`, `export`) and `serve` for replicas. `memory` is its budget in
+    bytes (0: unknown), `used` what it has in use. hw-agent's own heartbeat carries the node's load.
     """
 
     node: str

@@ -34,7 +34,10 @@ class StreamSpec(Struct, frozen=True):
 STREAMS: dict[str, StreamSpec] = {
     spec.name: spec
     for spec in (
-        StreamSpec("JOBS", ("llmos.job.submit.*.*",), "workqueue", "file", discard="new", max_bytes=1 << 30, duplicate_window=600),
+        StreamSpec(
+            "JOBS", ("llmos.job.submit.*.*",), "workqueue", "file",
+            discard="new", max_bytes=1 << 30, duplicate_window=600,
+        ),
         StreamSpec("WORK", ("llmos.work.*.*.*",), "workqueue", "file", duplicate_window=600),
         StreamSpec(
             "INFER", ("llmos.infer.*.*.*",), "workqueue", "file",
@@ -42,7 +45,10 @@ STREAMS: dict[str, StreamSpec] = {
         ),
         StreamSpec("CALL", ("llmos.call.*.*.*",), "workqueue", "memory", discard="new", max_age=60, max_bytes=64 << 20),
         StreamSpec("REPLY", ("llmos.reply.*.*",), "limits", "memory", max_age=600, max_bytes=256 << 20),
-        StreamSpec("EVENTS", ("llmos.evt.*.*.*.*",), "limits", "file", max_age=30 * DAY, max_consumers=10_000, compression="s2", duplicate_window=600),
+        StreamSpec(
+            "EVENTS", ("llmos.evt.*.*.*.*",), "limits", "file",
+            max_age=30 * DAY, max_consumers=10_000, compression="s2", duplicate_window=600,
+        ),
         StreamSpec("CONTROL", ("llmos.ctl.*.*",), "limits", "memory", max_age=3600),
         StreamSpec("DEPLOY", ("llmos.deploy.*.*",), "limits", "file", max_msgs_per_subject=1),
         StreamSpec("DEAD", ("llmos.dead.*.*",), "limits", "file", max_age=30 * DAY),
@@ -131,7 +137,7 @@ COMMANDS: tuple[Row, ...] = (
 
 
 class Call(Struct, frozen=True):
-    """One question that a service answers: `llmos.call.<service>.<verb>.<id>`, answered on `llmos.reply.<client>.<id>`."""
+    """A question to a service: `llmos.call.<service>.<verb>.<id>`, answered on `llmos.reply.<client>.<id>`."""
 
     service: str
     verb: str
