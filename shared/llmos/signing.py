@@ -97,7 +97,7 @@ def read_trusted(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise Fatal(
             f"can't read the trust file {path}: {error.strerror}",
-            remedy="Copy it from the vault's node (<data_dir>/trusted_keys.json), or set LLMOS_TRUST_FILE.",
+            remedy="Copy it from the vault's node (<data_dir>/trusted_keys.json), or correct LLMOS_TRUSTED_KEYS.",
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Rejected) as error:
         raise Fatal(
