@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime as ort
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from llmos.errors import Rejected
@@ -23,13 +24,23 @@ class Trained:
         from transformers import AutoModelForSequenceClassification
 
         try:
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            ).eval()
-        except (OSError, ValueError, KeyError) as error:
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise Rejected(
                 f"the trained model can't be loaded: {_first_line(error)}", remedy="Train it again."
             ) from error
+        if missing := sorted(loaded["missing_keys"]):  # they would be drawn at random
+            raise Rejected(
+                f"the trained model lacks {len(missing)} weights, {missing[0]} first", remedy="Train it again."
+            )
+        self.model: Any = model.eval()
         names: dict[int, str] = self.model.config.id2label
         self.labels = [names[number] for number in range(len(names))]
         self.pad = int(self.model.config.pad_token_id or 0)

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import logging
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -43,6 +45,8 @@ class Channel(Protocol):
 def run(args: bytes, channel: Channel) -> None:
     """Do an `ExportOrder`; the last message is `Finished` or `Failed`. What else goes wrong ends the child."""
     order = msgspec.json.decode(args, type=ExportOrder)
+    Path(order.work).mkdir(parents=True)
+    tempfile.tempdir = order.work  # what libraries lay aside goes when the rest goes, after kill -9 too
     logging.disable(logging.WARNING)  # exporters warn of what parity will tell
 
     def send(report: Report) -> None:

@@ -42,8 +42,8 @@ T = TypeVar("T")
 Facts = list[tuple[str, Struct]]  # the id and the fact
 
 
-class Stopped(Exception):  # noqa: N818 — no error: somebody asked for it
-    """The task was told to stop."""
+class Stopped(Exception):
+    """No error: the task was told to stop."""
 
 
 async def serve(ctx: Context[ExporterConfig]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from llmos.contracts.jobs import Bound
+from llmos.contracts.jobs import METRICS, Bound
 from llmos.contracts.models import ServingContract
 from llmos.errors import Rejected
 from llmos_exporter import graphs, text_classification
@@ -101,6 +103,7 @@ def test_what_is_measured_is_the_artifact_on_the_test_split(models: Models, data
     assert done.metrics["f1"] == pytest.approx(f1_score(truth, logits.argmax(1), average="macro"))
     assert done.metrics["loss"] == pytest.approx(log_loss(truth, exact / exact.sum(1, keepdims=True)))
     assert done.metrics["latency_ms_p50"] > 0
+    assert set(METRICS) <= set(done.metrics | done.parity), "a gate may bound any of these"
     assert done.source != done.metrics and set(done.source) == {"accuracy", "f1", "loss"}
 
 
@@ -199,11 +202,21 @@ def test_rows_that_the_model_has_no_label_for_are_named(models: Models, dataset:
         export(models("bert"), other, tmp_path)
 
 
-def test_a_model_that_cannot_be_read_is_no_reason_to_try_again(dataset: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_read_is_no_reason_to_try_again(models: Models, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(Rejected, match="can't be loaded"):
         export(tmp_path / "model", dataset, tmp_path)
+    torn = tmp_path / "torn"
+    shutil.copytree(models("bert"), torn)
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:999])
+    with pytest.raises(Rejected, match="can't be loaded"):
+        export(torn, dataset, tmp_path)
+    weights = load_file(models("bert") / "model.safetensors")
+    headless = {name: weight for name, weight in weights.items() if not name.startswith("classifier")}
+    save_file(headless, torn / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Rejected, match=r"lacks 2 weights, classifier\.bias first"):
+        export(torn, dataset, tmp_path)
 
 
 class Unmasked:
