@@ -1,4 +1,8 @@
-"""Hear EVENTS from where the log stands, notice what is missing, and hand entries on in order."""
+"""Hear EVENTS from where the log stands, and hand what was heard on in batches, in order and with what is missing.
+
+A batch is handed on only after the stream is seen to be still the one that the batch was asked of: so no message of a
+stream that was made anew ever passes for the next one of the old.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,60 +16,101 @@ from llmos_audit.core import decide, entry_of, stream_remade
 from llmos_audit.state import Position, apply
 
 STREAM = "EVENTS"
-CHECK_S = 5.0  # how often to look whether the stream is still the same
+WAITING = 1024  # messages heard and not yet handed on; at most 64 KiB each
+CHECK_S = 5.0  # how often to look at an idle stream
 RETRY_S = 1.0
 
 
 class Hearing:
-    """The stream as a sequence of entries; `position` runs ahead of the log by what `put` has not stored yet."""
+    """The stream as batches of entries.
 
-    def __init__(self, bus: Bus, position: Position, put: Callable[[LogEntry], Awaitable[None]], log: Any) -> None:
-        self.position = position
+    `store` gets each batch and returns when it is in the log; `room` says how many entries a batch may have, `batch_s`
+    how long its first one may wait for others, in seconds.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        position: Position,
+        store: Callable[[list[LogEntry]], Awaitable[None]],
+        *,
+        room: Callable[[], int],
+        batch_s: float,
+        log: Any,
+    ) -> None:
         self._bus = bus
-        self._put = put
+        self._position = position
+        self._store = store
+        self._room = room
+        self._batch_s = batch_s
         self._log = log
+        self._heard: asyncio.Queue[LogEntry] = asyncio.Queue(WAITING)
+
+    @property
+    def waiting(self) -> int:
+        """Messages heard and not yet handed on."""
+        return self._heard.qsize()
 
     async def run(self) -> None:
-        """Hear until cancelled; starts again from 1 when the stream was made anew."""
+        """Hear until cancelled; from the beginning again when the stream was made anew."""
         while True:
-            state = await self._state()
-            if state.last < self.position.sequence:
-                await self._take(stream_remade(self.position, state.last))
-            hear = asyncio.create_task(self._hear())
-            watch = asyncio.create_task(self._watch(state))
+            self._heard = asyncio.Queue(WAITING)
+            known = await self._state()
+            parts = [asyncio.create_task(self._hear()), asyncio.create_task(self._hand_on(known))]
             try:
-                await asyncio.wait({hear, watch}, return_when=asyncio.FIRST_COMPLETED)
-                heard_to_the_end = hear.done()
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await cancel(watch, hear)
-            if heard_to_the_end:
-                hear.result()
-            else:
-                await self._take(stream_remade(self.position, watch.result().last))
+                await cancel(*parts)
+            for part in parts:
+                if not part.cancelled():
+                    part.result()
 
     async def _hear(self) -> None:
-        """Follow the stream; returns when what it brings can't be of the stream that was heard so far."""
-        start = self.position.sequence + (self.position.event is None)  # the newest event again, to compare
+        newest = self._position.sequence
+        start = newest if self._position.event else newest + 1  # the newest event again, to compare
         async for heard in self._bus.follow(STREAM, start=max(1, start)):
-            entry = entry_of(heard.sequence, heard.subject, heard.headers, heard.data)
-            for each in decide(self.position, entry):
-                await self._take(each)
-                if each.subject == REMADE:
-                    return
+            await self._heard.put(entry_of(heard.sequence, heard.subject, heard.headers, heard.data))
 
-    async def _watch(self, known: StreamState) -> StreamState:
-        """Returns when the stream is another one, or shorter than what was heard of it."""
+    async def _hand_on(self, known: StreamState) -> None:
+        """Store batch after batch; returns when the stream turns out to be another one."""
         while True:
-            await asyncio.sleep(CHECK_S)
+            batch = await self._batch()
             state = await self._state()
-            if state.created != known.created or state.last < self.position.sequence:
-                return state
+            if state.created != known.created or state.last < self._position.sequence:
+                await self._take([stream_remade(self._position, state.last)])
+                return
+            entries, position = [], self._position
+            for heard in batch:
+                for entry in decide(position, heard):
+                    entries.append(entry)
+                    position = apply(position, entry)
+                if position.sequence == 0:
+                    break  # made anew: what else was heard has to be heard again, after the beginning
+            await self._take(entries)
+            if self._position.sequence == 0 and batch:
+                return
 
-    async def _take(self, entry: LogEntry) -> None:
-        if entry.subject in (GAP, REMADE):
-            self._log.warning("events are missing", entry=entry.subject, data=entry.data)
-        await self._put(entry)
-        self.position = apply(self.position, entry)
+    async def _batch(self) -> list[LogEntry]:
+        """What came within `batch_s` of the first; nothing, if none came for `CHECK_S`."""
+        batch: list[LogEntry] = []
+        room = self._room()
+        try:
+            async with asyncio.timeout(CHECK_S) as limit:
+                while len(batch) < room:
+                    batch.append(await self._heard.get())
+                    if len(batch) == 1:
+                        limit.reschedule(asyncio.get_running_loop().time() + self._batch_s)
+        except TimeoutError:
+            pass  # what came until now is the batch
+        return batch
+
+    async def _take(self, entries: list[LogEntry]) -> None:
+        for entry in entries:
+            if entry.subject in (GAP, REMADE):
+                self._log.warning("events are missing", entry=entry.subject, data=entry.data)
+        if entries:
+            await self._store(entries)
+            self._position = apply(self._position, entries[-1])
 
     async def _state(self) -> StreamState:
         while True:

@@ -31,7 +31,6 @@ from llmos_audit.hearing import Hearing
 from llmos_audit.identity import open_log
 from llmos_audit.index import Index
 
-WAITING = 1024  # entries heard and not yet written; at most 64 KiB each
 ANSWER_LIMIT = 384 * 1024  # bytes of entries in one answer
 MOST_ENTRIES = 4096  # in one answer; of the smallest, no more fit
 T = TypeVar("T")
@@ -43,34 +42,33 @@ class AuditService:
 
     def __init__(self, context: Context[AuditConfig]) -> None:
         self._context = context
-        self._waiting: asyncio.Queue[LogEntry] = asyncio.Queue(WAITING)
         self._thread = ThreadPoolExecutor(1, "log")
         self._directory = log_directory(context.config.data_dir)
         self._closing = ExitStack()
 
     async def run(self) -> None:
-        """Open the log, hear until told to stop, write what was heard, close."""
+        """Open the log, hear and answer until told to stop, close. What is not written yet is heard again next time."""
         context = self._context
         try:
             await self._in_thread(self._open)
-            hearing = Hearing(context.bus, self._writer.position, self._waiting.put, context.log)
+            hearing = Hearing(
+                context.bus,
+                self._writer.position,
+                self._append,
+                room=lambda: self._writer.room,
+                batch_s=context.config.batch_s,
+                log=context.log,
+            )
             parts = [
-                asyncio.create_task(self._append()),
                 asyncio.create_task(hearing.run()),
                 asyncio.create_task(context.bus.serve("audit", self._handlers())),
             ]
             stopping = asyncio.create_task(context.stopping.wait())
-            context.announce(
-                load=lambda: {"entries": float(self._writer.size), "waiting": float(self._waiting.qsize())}
-            )
-            written: asyncio.Task[None] | None = None
+            context.announce(load=lambda: {"entries": float(self._writer.size), "waiting": float(hearing.waiting)})
             try:
                 await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                await cancel(*parts[1:], stopping)
-                written = asyncio.create_task(self._waiting.join())
-                await asyncio.wait({parts[0], written}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                await cancel(*parts, stopping, written)
+                await cancel(*parts, stopping)
             for part in parts:
                 if not part.cancelled():
                     part.result()
@@ -87,22 +85,9 @@ class AuditService:
         self._closing.callback(self._index.close)
         self._context.log.info("log opened", log=config.log_name, entries=self._writer.size)
 
-    # --- hearing ---
-
-    async def _append(self) -> None:
-        while True:
-            batch = [await self._waiting.get()]
-            room = self._writer.room
-            try:
-                async with asyncio.timeout(self._context.config.batch_s):
-                    while len(batch) < room:
-                        batch.append(await self._waiting.get())
-            except TimeoutError:
-                pass  # what came until now is the batch
-            await self._in_thread(partial(self._store, batch))
-            self._context.telemetry.count("llmos.audit.entries", len(batch))
-            for _ in batch:
-                self._waiting.task_done()
+    async def _append(self, batch: list[LogEntry]) -> None:
+        await self._in_thread(partial(self._store, batch))
+        self._context.telemetry.count("llmos.audit.entries", len(batch))
 
     def _store(self, batch: list[LogEntry]) -> None:
         self._writer.append(batch)
