@@ -8,6 +8,8 @@ from llmos_scheduler.effects import Emit
 from llmos_scheduler.records import State
 from llmos_scheduler.spec import check_spec
 
+LONGEST_ID = 100  # characters of a job id
+
 
 def admit(
     state: State, *, tenant: str, job: str, data: bytes, now: float, cause: str = "", traceparent: str = ""
@@ -23,6 +25,9 @@ def admit(
     if owner is not None:
         fault = Fault("", f"the job id {job} is taken; submit the job under another one")
         return Emit(JobRejected(job, tenant, [fault]), f"{job}.{tenant}.taken", cause, traceparent)
+    if len(job) > LONGEST_ID:
+        fault = Fault("", f"the job id has {len(job)} characters; at most {LONGEST_ID} leave room for its tasks' ids")
+        return Emit(JobRejected(job, tenant, [fault], _name(data)), f"{job}.rejected", cause, traceparent)
     spec, faults = check_spec(data, tenant=tenant, now=now)
     if spec is not None and spec.deploy is not None:
         claimant = state.claimant(spec.deploy.name)

@@ -7,6 +7,7 @@ remembered between two decisions but the state.
 from collections.abc import Iterator
 
 from llmos.contracts.jobs import JobCancelled, JobFailed, JobRefused, JobRejected, JobSucceeded
+from llmos.contracts.nodes import LOST_AFTER_S
 from llmos.contracts.tasks import TaskAssigned, TaskLost, TaskPlaced
 from llmos.errors import Problem
 from llmos_scheduler import rollout
@@ -15,7 +16,7 @@ from llmos_scheduler.placement import ByPriority, Policy, rooms
 from llmos_scheduler.records import Job, State, Task
 
 SILENT_S = 60.0  # a task without any sign of life for so long is lost
-MISSED_S = 12.0  # a living task says something every 10 s: with its worker gone too, this is enough
+MISSED_S = LOST_AFTER_S  # with its worker gone too, two missed signs are enough (a living task gives one every 10 s)
 STOPPING_S = 60.0  # a task that was told to stop and goes on for so long is given up
 UNSTARTED_S = 1.0  # how long a withdrawn task may turn out to have been taken up after all
 LONGEST_MESSAGE = 2000  # characters of a worker's problem that a job's end repeats

@@ -17,6 +17,17 @@ class Beat:
     retired: bool = False  # the service took its heartbeat back: it ended
 
 
+def hear(known: Beat | None, heartbeat: Heartbeat, now: float) -> Beat:
+    """The heartbeat as it counts.
+
+    The first of a service may be what a dead one left in the bucket: it counts for what is left of its time by its
+    sender's clock. Every further one was sent since, whatever that clock says.
+    """
+    if known is None:
+        return Beat(heartbeat, min(now, max(heartbeat.at, now - LOST_AFTER_S)))
+    return Beat(heartbeat, now)
+
+
 def notice(state: State, beats: Mapping[str, Beat], now: float, *, since: float) -> Iterator[Emit]:
     """The facts that the heartbeats (by key `<node>.<service>`) add to the state.
 

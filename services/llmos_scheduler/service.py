@@ -36,7 +36,7 @@ from llmos_scheduler.effects import AssignReplica, Command, DispatchWork, Effect
 from llmos_scheduler.explain import explain
 from llmos_scheduler.pace import Pace
 from llmos_scheduler.placement import Policy
-from llmos_scheduler.presence import Beat, notice
+from llmos_scheduler.presence import Beat, hear, notice
 from llmos_scheduler.records import Job, State, TurnedAway
 from llmos_scheduler.reporting import Reporting
 from llmos_scheduler.state import apply
@@ -148,7 +148,7 @@ class Scheduler:
                 and is_token(heartbeat.node)
                 and is_token(heartbeat.service)
             ):
-                self._beats[key] = Beat(heartbeat, now)
+                self._beats[key] = hear(known, heartbeat, now)
             if key == own:
                 if now - self._self_heard > DEAF_S:
                     self._since = now

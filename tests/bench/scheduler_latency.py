@@ -50,7 +50,7 @@ async def measure(jobs: int, folder: Path) -> None:
     async with running("scheduler", config, serve):
         peers = [asyncio.create_task(hear()), asyncio.create_task(work())]
         await bus.emit(NodeInventoried("a", 1, Inventory(2, 4 << 30)))
-        await bus.bucket("nodes").put("a.trainer", Heartbeat("a", "trainer", "i", 0.0, ["check", "train"]))
+        await bus.bucket("nodes").put("a.trainer", Heartbeat("a", "trainer", "i", time.time(), ["check", "train"]))
         await asyncio.sleep(1)
         for _ in range(jobs):
             job = new_id("j")

@@ -163,6 +163,23 @@ def test_a_failed_attempt_is_tried_again_later_each_time_and_elsewhere(world: An
     assert [event.attempt for event in world.said(TaskPlaced)] == [1, 2, 3]
 
 
+def test_what_an_ended_lease_left_in_the_queue_is_gone_before_the_next_one(world: Any) -> None:
+    from llmos_scheduler.effects import Emit, WithdrawWork
+
+    world.node("a")
+    world.submit("j")
+    world.settle()
+    (key,) = world.queue
+    world.start(key)
+    world.fail(key)
+    world.now += 2
+    first, second = world.step()
+    assert isinstance(first, WithdrawWork)
+    assert (first.task, first.node, first.lease) == ("j-check", "a", 1)
+    assert isinstance(second, Emit)
+    assert second.id == "j-check.2.placed"
+
+
 def test_a_job_fails_when_its_attempts_are_used_up(world: Any) -> None:
     world.node("a")
     world.submit("j", attempts=2)
@@ -194,7 +211,7 @@ def test_a_task_on_a_lost_node_is_placed_again_under_a_new_lease(world: Any) -> 
     world.run("j", until="training")
     (old,) = world.queue
     world.start(old)
-    world.node("b").lose("a").wait(13)
+    world.node("b").lose("a").wait(20)
     (lost,) = world.said(TaskLost)
     assert (lost.lease, lost.node) == (old[1], "a")
     world.wait(3)

@@ -86,6 +86,7 @@ class History:
             name=f"m{self.pick(3)}",
             priority=10 * self.pick(5),
             cpus=(0.5, 1, 2, 4)[self.pick(4)],
+            memory=(1, 2, 4)[self.pick(3)] * GIB,
             gpus=self.pick(8) // 6,
             attempts=1 + self.pick(3),
             deploy=(None, 1, 2)[self.pick(3)],
@@ -218,10 +219,12 @@ class History:
 
     def check(self) -> None:
         state = self.world.state
-        for name, room in rooms(state).items():
-            assert room.cpus >= -1e-9, f"{name} is over-committed"
-            assert room.memory >= 0
-            assert room.checks >= 0
+        for name, (cpus, memory, _) in NODES.items():  # summed up here, not by the scheduler's own ledger
+            held = [task for task in state.live_tasks() if task.node == name]
+            heavy = [task.request for task in held if task.kind != "check"]
+            assert sum(request.cpus for request in heavy) <= cpus, f"{name} is over-committed"
+            assert sum(request.memory for request in heavy) <= memory * GIB, f"{name} is over-committed"
+            assert len(held) - len(heavy) <= max(2, cpus // 4)
         devices = [(task.node, gpu) for task in state.live_tasks() for gpu in task.devices]
         assert len(devices) == len(set(devices)), "a GPU is leased twice"
         for job in state.jobs.values():

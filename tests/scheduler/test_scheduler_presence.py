@@ -5,7 +5,7 @@ from typing import Any
 from llmos.contracts.nodes import Heartbeat, NodeLost, WorkerJoined, WorkerLost
 from llmos_scheduler.effects import StopTask
 from llmos_scheduler.pace import Pace
-from llmos_scheduler.presence import Beat, notice
+from llmos_scheduler.presence import Beat, hear, notice
 
 
 class Ears:
@@ -17,7 +17,7 @@ class Ears:
         self.since = world.now
 
     def hear(self, node: str, service: str, *kinds: str, retired: bool = False) -> None:
-        beat = Heartbeat(node, service, "i", 0.0, list(kinds))  # its sender's clock is of no importance
+        beat = Heartbeat(node, service, "i", 0.0, list(kinds))
         self.beats[f"{node}.{service}"] = Beat(beat, self.world.now, retired)
 
     def notice(self) -> list[Any]:
@@ -84,6 +84,20 @@ def test_after_a_start_nobody_is_lost_before_the_scheduler_has_listened_for_a_wh
     assert ears.notice() == []
     world.now += 0.2
     assert ears.notice() == [WorkerLost("a", "worker"), NodeLost("a")]
+
+
+def test_what_a_dead_service_left_in_the_bucket_makes_nobody_alive(world: Any) -> None:
+    for age, counts in ((0.0, True), (19.0, True), (20.0, False), (29.0, False), (-3600.0, True)):
+        beat = hear(None, Heartbeat("a", "trainer", "i", world.now - age, ["train"]), world.now)
+        assert bool([*notice(world.state, {"a.trainer": beat}, world.now, since=world.now)]) == counts
+
+
+def test_a_service_whose_clock_is_an_hour_late_joins_with_its_second_heartbeat(world: Any) -> None:
+    late = Heartbeat("a", "trainer", "i", world.now - 3600, ["train"])
+    first = hear(None, late, world.now)
+    assert not [*notice(world.state, {"a.trainer": first}, world.now, since=world.now)]
+    second = hear(first, late, world.now + 5)
+    assert [*notice(world.state, {"a.trainer": second}, world.now + 5, since=world.now)]
 
 
 def test_a_node_whose_loss_was_cut_short_by_a_crash_is_still_lost(world: Any) -> None:

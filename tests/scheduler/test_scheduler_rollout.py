@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from llmos.contracts.deployments import DeploymentChanged, ReplicaFailed, ReplicaUnloaded
+from llmos.contracts.deployments import DeploymentChanged, ReplicaFailed, ReplicaReady, ReplicaUnloaded
 from llmos.contracts.jobs import JobCancelling, JobDeployed, JobFailed
+from llmos.contracts.nodes import WorkerJoined, WorkerLost
 from llmos.errors import Problem
 
 
@@ -43,7 +44,6 @@ def test_replicas_are_spread_over_the_nodes_with_the_fewest(world: Any) -> None:
 
 def test_a_node_whose_memory_is_too_small_serves_nothing_large(world: Any) -> None:
     from llmos.contracts.models import ModelVersion
-    from llmos.contracts.nodes import WorkerJoined
     from llmos_scheduler.rollout import choose
 
     world.say(WorkerJoined("small", "inferencer", ["serve"], memory=100))
@@ -187,14 +187,31 @@ def test_a_node_that_is_lost_in_a_rollout_is_replaced(world: Any) -> None:
 
 def test_what_a_replica_of_an_older_generation_says_changes_nothing(world: Any) -> None:
     world.node("a")
-    deploying(world)
-    old = world.deployed["a", "j"]
-    world.lose("a").node("b").settle()
+    world.submit("one", name="mood", deploy=1)
+    world.run("one")
+    world.submit("two", name="mood", deploy=1)
+    world.run("two", until="deploying")
+    world.settle()
     before = world.snapshot()
-    from llmos.contracts.deployments import ReplicaReady
-
-    world.say(ReplicaReady("j", "default", "a", old.generation, "j", 1, "j"))
+    world.say(ReplicaReady("mood", "default", "a", 1, "mood", 1, "one"))
+    world.say(ReplicaFailed("mood", "default", "a", 1, Problem("late", "late"), "one"))
     assert world.snapshot() == before
+
+
+def test_a_replica_whose_inferencer_is_gone_is_not_ready(world: Any) -> None:
+    for node in ("a", "b"):
+        world.node(node, kinds=("check", "train", "export"))
+        world.say(WorkerJoined(node, "inferencer", ["serve"]))
+    deploying(world, replicas=2)
+    world.ready("a", "j")
+    world.say(WorkerLost("a", "inferencer"))
+    world.ready("b", "j")
+    world.settle()
+    assert world.state.jobs["j"].state == "deploying"
+    world.say(WorkerJoined("a", "inferencer", ["serve"]))
+    world.ready("a", "j")
+    world.settle()
+    assert world.state.jobs["j"].state == "deployed"
 
 
 def test_the_name_of_a_deployment_is_claimed_by_the_first_tenant(world: Any) -> None:

@@ -1,6 +1,7 @@
 """The scheduler on a real nats-server, between scripted workers that speak only the bus."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -82,7 +83,7 @@ class Node:
     async def _beat(self) -> None:
         while True:
             if self.beating:
-                beat = Heartbeat(self.name, "worker", "i", 0.0, [*OUTPUTS, "serve"])
+                beat = Heartbeat(self.name, "worker", "i", time.time(), [*OUTPUTS, "serve"])
                 await self.bus.bucket("nodes").put(f"{self.name}.worker", beat)
             await asyncio.sleep(0.2)
 
@@ -312,7 +313,7 @@ async def test_the_scheduler_answers_what_it_is_asked(
 # --- crashes ---
 
 
-class Killed(Exception):  # noqa: N818  # no error: the end of a process
+class Killed(Exception):  # no error: the end of a process
     """The process is gone."""
 
 
@@ -409,6 +410,43 @@ async def test_a_scheduler_that_starts_while_work_runs_places_nothing_twice(
             await bus.call("scheduler", "cancel", CancelRequested(job))
             await history.hears(JobCancelled, job=job)
     assert len(history.said(TaskPlaced, job=job, kind="train")) == 1
+
+
+class SlowEars:
+    """A bus on which what was said is heard late; it remembers the ids of the facts."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.said: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def follow(self, *args: Any, **named: Any) -> AsyncIterator[Heard]:
+        async for heard in self._bus.follow(*args, **named):
+            await asyncio.sleep(0.03)
+            yield heard
+
+    async def emit(self, *args: Any, **named: Any) -> int:
+        self.said.append(named["id"])
+        return await self._bus.emit(*args, **named)
+
+
+async def test_nothing_is_decided_before_the_scheduler_has_heard_itself(
+    config: SchedulerConfig, bus: Bus, worker_bus: Bus, history: History
+) -> None:
+    ears: list[SlowEars] = []
+
+    async def serve_slowly(ctx: Context[SchedulerConfig]) -> None:
+        ears.append(SlowEars(ctx.bus))
+        ctx.bus = ears[0]  # type: ignore[assignment]
+        await Scheduler(ctx).run()
+
+    async with running("scheduler", config, serve_slowly), playing(Node(worker_bus)):
+        jobs = [await submit(bus, name=f"m{number}", deploy={"name": f"m{number}"}) for number in range(3)]
+        for job in jobs:
+            await history.hears(JobDeployed, job=job)
+    assert [id for id, times in Counter(ears[0].said).items() if times > 1] == []
 
 
 async def test_a_killed_nats_server_loses_no_job(

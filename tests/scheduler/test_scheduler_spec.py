@@ -235,6 +235,16 @@ def test_a_job_id_of_another_tenant_is_taken_and_that_job_is_not_touched(world: 
     assert fact.id not in ("j.admitted", "j.rejected"), "such an id would swallow a fact of the other job"
 
 
+def test_a_job_id_that_leaves_no_room_for_its_tasks_is_rejected(world: Any) -> None:
+    from llmos.contracts.subjects import event_subject
+
+    for length, admitted in ((100, True), (101, False), (128, False)):
+        fact = admit(world.state, tenant="acme", job="j" * length, data=msgspec.json.encode(GOOD), now=NOW)
+        assert fact is not None
+        assert isinstance(fact.event, JobAdmitted) == admitted
+        assert event_subject(fact.event)
+
+
 def test_a_deployment_of_another_tenant_can_not_be_taken_over(world: Any) -> None:
     world.submit("theirs", name="mood", tenant="first", deploy=1)
     fact = admit(world.state, tenant="acme", job="j", data=msgspec.json.encode(GOOD), now=NOW)
