@@ -17,7 +17,6 @@ from llmos.contracts.deployments import ReplicaAssigned
 from llmos.contracts.models import ModelVersion
 from llmos.errors import LlmosError, Problem, Rejected
 from llmos.service import Context
-from llmos.signing import read_trusted
 from llmos_inferencer import core, memory, state
 from llmos_inferencer.config import InferencerConfig, size
 from llmos_inferencer.lanes import Lanes
@@ -53,8 +52,6 @@ class Inferencer:
         self._changed = asyncio.Event()
         self._lanes = Lanes(config.cores(), ctx.clock, observe=self._observe)
         trusted = Path(config.trusted_keys).expanduser() if config.trusted_keys else None
-        if trusted is not None:
-            read_trusted(trusted)  # a trust file that can't be read stops the process at once
         self._staging = Staging(
             ctx.store, config.state_dir() / "models", budget=size(config.model_cache, "model_cache"), log=ctx.log
         )

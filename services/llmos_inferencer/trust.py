@@ -14,8 +14,9 @@ from llmos.signing import decode_trusted, read_trusted, verify, write_trusted
 class Trust:
     """Checks the signatures of model versions.
 
-    With `file`, only its keys count. Without, the vault is asked once and its keys are pinned in `pinned`: trust on
-    first use. Both files are read at every check, so that an operator's change counts from the next load on.
+    With `file`, only its keys count; it may come later than this process. Without, the vault is asked once and its keys
+    are pinned in `pinned`: trust on first use. Both files are read at every check, so that an operator's change counts
+    from the next load on. Raises `Fatal` at once for a file that is there and is no trust file.
     """
 
     def __init__(self, bus: Bus, *, file: Path | None, pinned: Path, log: Any) -> None:
@@ -23,17 +24,21 @@ class Trust:
         self._file = file
         self._pinned = pinned
         self._log = log
+        if file is not None and file.exists():
+            read_trusted(file)
 
     async def check(self, version: ModelVersion) -> None:
         """Return if a trusted key signed exactly this name, version and artifact.
 
-        Raises `Rejected` if none did, `Busy` when no vault answers, `Fatal` for a trust file that can't be read.
+        Raises `Rejected` if none did, `Busy` when no vault answers or the trust file is not there yet.
         """
         statement = Statement(version.tenant, version.model, version.version, version.artifact)
         verify(statement, version.signature, await self._keys())
 
     async def _keys(self) -> Mapping[str, bytes]:
         if self._file is not None:
+            if not self._file.exists():
+                raise Busy(f"the trust file {self._file} is not there", remedy="Copy it there from the vault's node.")
             return read_trusted(self._file)
         if not self._pinned.exists():
             answer = await self._bus.call("vault", "trust", TrustRequested())

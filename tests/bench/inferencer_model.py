@@ -1,4 +1,6 @@
-"""A MiniLM-size classifier for the inferencer's benches: real MiniLM weights where the `demo` extra is installed, random ones elsewhere."""
+"""A MiniLM-size classifier for the inferencer's benches: real MiniLM weights where the `demo` extra is installed,
+random ones elsewhere.
+"""
 
 import importlib.util
 import sys
@@ -15,7 +17,9 @@ SENTENCE = "my card was declined at the petrol station this morning and I do not
 
 
 def make(root: Path, *, precision: str = "fp32", beside: bool = True) -> Path:
-    """Export to `root`. `beside`: weights in `model.onnx.data`, which onnxruntime maps, instead of inside `model.onnx`."""
+    """Export to `root`. `beside`: weights in `model.onnx.data`, which onnxruntime maps, instead of inside
+    `model.onnx`.
+    """
     import onnx
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -50,7 +54,7 @@ def make(root: Path, *, precision: str = "fp32", beside: bool = True) -> Path:
     )  # fmt: skip
     if precision == "int8":
         quantize_dynamic(root / "model.onnx", root / "model.onnx", weight_type=QuantType.QInt8, per_channel=True)
-    elif beside:
+    if beside:
         whole = onnx.load(root / "model.onnx")
         onnx.save_model(whole, root / "model.onnx", save_as_external_data=True, location="model.onnx.data")
     contract = ServingContract(
@@ -72,4 +76,4 @@ def _train_tokenizer():  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), precision=sys.argv[2], beside=sys.argv[3] == "beside")
+    make(Path(sys.argv[1]), precision=sys.argv[2], beside=sys.argv[3] != "inside")

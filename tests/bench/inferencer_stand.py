@@ -1,11 +1,16 @@
-"""A real nats-server, a signed and stored artifact, and an inferencer in its own process: what the benches measure against."""
+"""A real nats-server, a signed and stored artifact, and an inferencer in its own process: what the benches
+measure against.
+"""
 
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+import inferencer_model
 
 from llmos.artifacts import open_store, put_tree
 from llmos.bus import Bus
@@ -29,8 +34,13 @@ class Stand:
         self.server = NatsServer(folder / "nats")
         self.process: asyncio.subprocess.Process | None = None
 
-    async def prepare(self, artifact: Path) -> None:
-        """Store and sign the artifact, and assign it to the node."""
+    async def prepare(self, precision: str, weights: str = "beside") -> Path:
+        """Export, store and sign the bench's model and assign it to the node; where it was exported."""
+        artifact = self.folder / "exported"
+        exporting = await asyncio.create_subprocess_exec(
+            sys.executable, inferencer_model.__file__, str(artifact), precision, weights, stderr=subprocess.DEVNULL
+        )
+        assert await exporting.wait() == 0, "the export failed; run inferencer_model.py by itself to see why"
         await self.server.start()
         self.bus = await Bus.connect(self.server.url, source="bench/bench")
         store = open_store((self.folder / "artifacts").as_uri())
@@ -43,6 +53,7 @@ class Stand:
         )  # fmt: skip
         assigned = ReplicaAssigned(deployment=NAME, node=NODE, generation=1, version=version)
         await self.bus.publish(subjects.deploy(NODE, NAME), assigned, type="llmos.replica.assigned.v1")
+        return artifact
 
     async def start(self, python: str = sys.executable, **settings: str) -> float:
         """Start the inferencer with an interpreter; seconds until its replica is ready."""

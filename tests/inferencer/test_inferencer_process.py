@@ -78,11 +78,12 @@ async def test_a_terminated_process_ends_well_and_in_time_with_requests_in_its_h
         task.cancel()
 
 
-async def test_a_trust_file_that_cannot_be_read_stops_the_process_with_the_status_of_a_bad_setting(
+async def test_a_file_that_is_no_trust_file_stops_the_process_with_the_status_of_a_bad_setting(
     stand: Any, process: Process
 ) -> None:
     await process.end(signal.SIGKILL)
-    await process.start(LLMOS_TRUSTED_KEYS="/nowhere/trusted_keys.json")
+    (stand.folder / "wrong.json").write_text('{"keys": {"vault-1": "not a key"}}')
+    await process.start(LLMOS_TRUSTED_KEYS=str(stand.folder / "wrong.json"))
     assert await process.end(signal.SIGCONT) == 78
 
 

@@ -13,7 +13,7 @@ from llmos.artifacts import ArtifactStore, Damaged, open_store, put_tree
 from llmos.bus import Bus
 from llmos.contracts.keys import TrustAnswered, TrustRequested
 from llmos.contracts.models import ModelVersion, Signature, Statement
-from llmos.errors import LlmosError, NotFound, Rejected
+from llmos.errors import Busy, LlmosError, NotFound, Rejected
 from llmos.sealing import StreamingCipher, new_streaming_keyset
 from llmos.signing import SigningKey, encode_trusted, write_trusted
 from llmos_inferencer.staging import Staging
@@ -231,8 +231,10 @@ async def test_the_vault_is_asked_once_and_its_keys_are_pinned(tmp_path: Path) -
 
 async def test_with_a_trust_file_the_vault_is_never_asked(tmp_path: Path) -> None:
     file, vault = tmp_path / "trusted.json", Vault(OTHER)
-    write_trusted(file, {KEY.name: KEY.public})
     checks = trust(vault, tmp_path, file)
+    with pytest.raises(Busy, match="not there"):  # the vault writes it when it starts
+        await checks.check(signed(KEY.sign(STATEMENT)))
+    write_trusted(file, {KEY.name: KEY.public})
     await checks.check(signed(KEY.sign(STATEMENT)))
     with pytest.raises(Rejected, match="does not verify"):
         await checks.check(signed(OTHER.sign(STATEMENT)))
