@@ -73,15 +73,17 @@ class Client:
         nats_url: str | None = None,
         tenant: str = "default",
         *,
+        data_dir: Path | None = None,
         artifacts: str | None = None,
         within: float = CONNECT_WITHIN_S,
     ) -> "Client":
-        """Connect to `nats_url`, else `LLMOS_NATS_URL`, else the stack that runs here (`LLMOS_DATA_DIR` or `.llmos`).
+        """Connect to `nats_url`, else the stack that runs in `data_dir`, else `LLMOS_NATS_URL`, else the stack that
+        runs in `LLMOS_DATA_DIR` or `.llmos`.
 
         `artifacts` is the store's URL (else `LLMOS_ARTIFACTS`, else that stack's); without one only `upload` fails.
         Raises `Unreachable` when there is no stack or it doesn't answer within `within` seconds.
         """
-        url, store_url = _find(nats_url, artifacts)
+        url, store_url = _find(nats_url, data_dir, artifacts)
         telemetry = Telemetry("client", platform.node())
         try:
             bus = await Bus.connect(
@@ -287,18 +289,18 @@ def _one(name: str, what: str) -> str:
     return name
 
 
-def _find(nats_url: str | None, artifacts: str | None) -> tuple[str, str]:
+def _find(nats_url: str | None, data_dir: Path | None, artifacts: str | None) -> tuple[str, str]:
     """The bus and the store to use: what is given, what the environment says, what runs here."""
     from llmos import local
 
-    url = nats_url or os.environ.get("LLMOS_NATS_URL", "")
+    url = nats_url or ("" if data_dir else os.environ.get("LLMOS_NATS_URL", ""))
     store = artifacts or os.environ.get("LLMOS_ARTIFACTS", "")
-    stack = local.find_stack()
+    stack = local.find_stack(data_dir)
     if stack is not None and url in ("", stack.nats_url):
         return stack.nats_url, store or stack.artifacts
     if not url:
         raise Unreachable(
-            "no stack runs here and LLMOS_NATS_URL is not set",
+            f"no stack runs in {data_dir or local.default_data_dir()}",
             remedy="Start one with `llmos up`, or set LLMOS_NATS_URL to the bus of another.",
         )
     return url, store

@@ -14,6 +14,7 @@ from llmos.contracts.deployments import ReplicaAssigned, ReplicaFailed, ReplicaR
 from llmos.contracts.subjects import token
 from llmos.contracts.tasks import KINDS
 from llmos.errors import Busy
+from llmos.ids import is_token
 
 READ_WITHIN_S = 10.0
 
@@ -57,6 +58,21 @@ async def follow_job(bus: Bus, job: str, start: int = 1) -> AsyncGenerator[tuple
             yield heard, event
             if isinstance(event, ENDS):
                 return
+
+
+async def read_job(bus: Bus, job: str) -> list[tuple[Heard, Struct]]:
+    """Every fact of a job until this moment; empty for a job of which nothing was said."""
+    if not is_token(job):
+        return []
+    first = await read(bus, "EVENTS", job_filters(job)[:1])
+    if not first:
+        return []
+    kept = await read(bus, "EVENTS", job_filters(job), start=first[0].sequence)
+    return [
+        (heard, event)
+        for heard, event in ((heard, heard.event()) for heard in kept)
+        if event is not None and job_of(event) == job
+    ]
 
 
 async def read(

@@ -1,0 +1,42 @@
+"""The commands of `llmos`, each loaded only when it is called: `--help` imports none of them."""
+
+from cyclopts import App
+
+import llmos
+
+HELP = """An operating system for language models.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 3 not found, 4 no stack, 5 busy or timed out, 130 interrupted.
+"""
+
+# name → where it lives, and its line in the list of commands
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("stack:up", "Start the whole stack on this machine."),
+    "down": ("stack:down", "Stop the stack of this machine."),
+    "status": ("stack:status", "Show which services of the stack are ready."),
+    "run": ("stack:run", "Run one service, configured by the environment."),
+    "submit": ("submit:submit", "Submit a job from a YAML or JSON file."),
+    "get": ("get:get", "List jobs, models, nodes or deployments, or show one."),
+    "describe": ("describe:describe", "Tell everything about a job, a model or a node."),
+    "logs": ("logs:logs", "Show the logs of services, or the events of a job."),
+    "cancel": ("jobs:cancel", "Cancel a job."),
+    "explain": ("jobs:explain", "Say why a job waits."),
+    "infer": ("infer:infer", "Ask a deployed model."),
+    "audit": ("audit:app", "Verify, show and prove the audit log."),
+    "dead": ("dead:app", "List, show and replay messages that no service could handle."),
+}
+
+
+def make_app() -> App:
+    """The application; `llmos_cli.__main__` runs it."""
+    app = App(
+        name="llmos",
+        help=HELP,
+        help_format="plaintext",
+        version=llmos.__version__,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for order, (name, (place, help)) in enumerate(COMMANDS.items()):
+        app.command(f"llmos_cli.{place}", name=name, help=help, sort_key=order)
+    return app

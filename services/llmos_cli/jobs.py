@@ -1,0 +1,72 @@
+"""`llmos cancel` and `llmos explain`."""
+
+import asyncio
+import getpass
+from typing import TYPE_CHECKING
+
+from llmos_cli.exits import Exit
+from llmos_cli.options import Output, Target
+from llmos_cli.printing import print_value
+
+if TYPE_CHECKING:
+    from llmos.contracts.jobs import Explanation, JobView
+
+
+def cancel(
+    job: str,
+    /,
+    *,
+    reason: str = "",
+    output: Output = "table",
+    target: Target = Target(),
+) -> int:
+    """Cancel a job: its running work stops at the next step. Repeating it changes nothing.
+
+    Parameters
+    ----------
+    job
+        The job's id.
+    reason
+        Why, for the history.
+    """
+
+    async def ask() -> "JobView":
+        async with await target.connect() as client:
+            return await client.cancel(job, reason, requested_by=f"cli/{getpass.getuser()}")
+
+    view = asyncio.run(ask())
+    if output == "table":
+        print(f"{view.job} is {view.state}")
+    else:
+        print_value(view, output)
+    return Exit.OK
+
+
+def explain(
+    job: str,
+    /,
+    *,
+    output: Output = "table",
+    target: Target = Target(),
+) -> int:
+    """Say why a job waits, or what it does, and what would help.
+
+    Parameters
+    ----------
+    job
+        The job's id.
+    """
+
+    async def ask() -> "Explanation":
+        async with await target.connect() as client:
+            return await client.explain(job)
+
+    answer = asyncio.run(ask())
+    if output != "table":
+        print_value(answer, output)
+        return Exit.OK
+    print(f"{answer.job} is {answer.state}: {answer.summary}")
+    for title, lines in (("why", answer.reasons), ("ahead of it", answer.ahead), ("what helps", answer.remedies)):
+        if lines:
+            print(f"{title}:", *(f"  {line}" for line in lines), sep="\n")
+    return Exit.OK

@@ -1,0 +1,72 @@
+"""What an event says, in one line for a person. Pure."""
+
+from msgspec import Struct
+
+from llmos.contracts import deployments, jobs, models, tasks
+from llmos_cli.printing import duration, numbers
+
+
+def tell(event: Struct) -> str:
+    """One line about a fact of a job; empty for one that says nothing new to a person."""
+    match event:
+        case jobs.JobAdmitted():
+            return f"admitted: {event.spec.name}, priority {event.spec.priority}"
+        case jobs.JobRejected():
+            return f"rejected: {len(event.faults)} fault{'s' * (len(event.faults) != 1)}"
+        case jobs.JobCancelling():
+            return f"cancelling{f', asked by {event.requested_by}' if event.requested_by else ''}"
+        case jobs.JobCancelled():
+            return "cancelled"
+        case jobs.JobFailed():
+            return f"failed: {event.problem.message}"
+        case jobs.JobRefused():
+            return f"refused: {'; '.join(event.reasons)}"
+        case jobs.JobSucceeded():
+            return f"succeeded: {event.model} version {event.version} is registered"
+        case jobs.JobDeployed():
+            return f"deployed: {event.model} version {event.version} on {', '.join(event.nodes)}"
+        case models.ModelExported():
+            return f"exported: {event.version.model} version {event.version.version}, {numbers(event.version.metrics)}"
+        case models.ModelRefused():
+            return f"gate: {'; '.join(event.reasons)}"
+        case deployments.DeploymentChanged():
+            return f"deploying {event.version.model} version {event.version.version} to {', '.join(event.nodes)}"
+        case deployments.ReplicaReady():
+            return f"replica on {event.node} is ready after {event.load_s:.1f} s"
+        case deployments.ReplicaFailed():
+            return f"replica on {event.node} failed: {event.problem.message}"
+    return _tell_task(event)
+
+
+def _tell_task(event: Struct) -> str:
+    match event:
+        case tasks.TaskPlaced():
+            return f"{event.kind}: placed on {event.node}{f', attempt {event.attempt}' if event.attempt > 1 else ''}"
+        case tasks.TaskStarted():
+            where = f", resumed at step {event.resumed_step}" if event.resumed_step is not None else ""
+            return f"{event.kind}: started on {event.node}{where}"
+        case tasks.TaskProgressed():
+            return tell_progress(event)
+        case tasks.TaskSucceeded():
+            metrics = f", {numbers(event.metrics)}" if event.metrics else ""
+            return f"{event.kind}: done{metrics}"
+        case tasks.TaskFailed():
+            return f"{event.kind}: failed: {event.problem.message}{'' if event.retryable else ' (for good)'}"
+        case tasks.TaskRejected():
+            return f"check: {len(event.faults)} fault{'s' * (len(event.faults) != 1)}"
+        case tasks.TaskRefused():
+            return f"export: refused: {'; '.join(event.reasons)}"
+        case tasks.TaskCancelled():
+            return f"{event.kind}: stopped"
+        case tasks.TaskLost():
+            return f"{event.kind}: lost: {event.reason}"
+    return ""
+
+
+def tell_progress(event: tasks.TaskProgressed) -> str:
+    """State, step, loss, accuracy and the time that is left."""
+    parts = [f"{event.kind}: {event.phase}" if event.phase != event.kind else event.kind]
+    parts += [f"step {event.step}/{event.steps}"] if event.steps else []
+    parts += [f"{name} {event.metrics[name]:.4g}" for name in ("loss", "accuracy") if name in event.metrics]
+    parts += [f"{duration(event.eta)} left"] if event.eta is not None else []
+    return "  ".join(parts)
