@@ -37,7 +37,13 @@ began=$SECONDS
 echo "The stack is up after $((SECONDS - began)) s: nats-server and eight services on this machine."
 bus=$(.venv/bin/llmos status -o json | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["stack"]["nats_url"])')
 .venv/bin/python deploy/demo/demo.py "$bus" deploy/demo "$base"
-echo "  audit log             $(.venv/bin/llmos audit verify)"
+.venv/bin/llmos audit verify -o json 2>/dev/null | .venv/bin/python -c '
+import json, sys
+report = json.load(sys.stdin)
+verdict = "every entry, hash and signature verified" if report["ok"] else "DOES NOT VERIFY: " + "; ".join(map(str, report["problems"]))
+print(f"""  audit log             {report["size"]} entries, root {report["root"]}
+  proof                 {verdict}""")
+sys.exit(not report["ok"])'
 echo "Done in $((SECONDS - began)) s."
 if [ $keep = 1 ]; then
   trap - EXIT

@@ -81,7 +81,7 @@ class Job:
             parts += [f"{name} {metrics[name]:.3f}" for name in ("loss", "accuracy") if name in metrics]
             if event.get("eta") is not None:
                 parts.append(f"ETA {event['eta']:.0f} s")
-            self.line(event["kind"], "  ".join(parts))
+            self.line(event["kind"], "  ".join(parts), passing=True)
         elif noun == "model" and fact == "exported":
             self.version = event["version"]
             self.line(
@@ -90,11 +90,17 @@ class Job:
         elif noun == "replica":
             self.line(f"replica {fact}", f"on {event['node']}")
 
-    def line(self, what: str, detail: str) -> None:
+    def line(self, what: str, detail: str, *, passing: bool = False) -> None:
+        """Show a line; on a terminal a passing one is overwritten by the next."""
         text = f"{what:<18} {detail}"
-        if text != self.shown:
-            say(f"  {time.monotonic() - self.started:6.1f} s  {text}")
-            self.shown = text
+        if text == self.shown:
+            return
+        self.shown = text
+        stamped = f"  {time.monotonic() - self.started:6.1f} s  {text}"
+        if not sys.stdout.isatty():
+            say(stamped)
+        else:
+            print(f"\r\x1b[K{stamped}", end="" if passing else "\n", flush=True)
 
 
 async def follow(js: nats.js.JetStreamContext, job: Job) -> None:
