@@ -39,7 +39,7 @@ bus=$(.venv/bin/llmos status -o json | .venv/bin/python -c 'import json, sys; pr
 .venv/bin/python deploy/demo/demo.py "$bus" deploy/demo "$base"
 .venv/bin/llmos audit verify -o json 2>/dev/null | .venv/bin/python -c '
 import json, sys
-report = json.load(sys.stdin)
+report = json.load(sys.stdin)["report"]
 verdict = "every entry, hash and signature verified" if report["ok"] else "DOES NOT VERIFY: " + "; ".join(map(str, report["problems"]))
 print(f"""  audit log             {report["size"]} entries, root {report["root"]}
   proof                 {verdict}""")
