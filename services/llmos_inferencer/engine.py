@@ -24,6 +24,7 @@ from llmos.contracts.models import ServingContract
 from llmos.errors import LlmosError, Rejected
 
 TASK = "text-classification"
+FORMAT = 1  # of llmos.json
 WARM_UP = ("a", "a somewhat longer text, so that more than one shape was seen")
 DIGITS = 6  # of a probability
 
@@ -125,6 +126,10 @@ def _contract(path: Path) -> ServingContract:
         contract = msgspec.json.decode(path.read_bytes(), type=ServingContract)
     except (OSError, msgspec.DecodeError) as error:
         raise Rejected(f"the artifact's llmos.json can't be read: {error}", remedy="Export the model again.") from error
+    if contract.format != FORMAT:
+        raise Rejected(
+            f"the artifact has format {contract.format}", remedy=f"Upgrade this inferencer; it reads format {FORMAT}."
+        )
     if contract.task != TASK or not contract.labels or contract.max_length < 1:
         raise Rejected(
             f"llmos.json says {contract.task!r}, {len(contract.labels)} labels, max_length {contract.max_length}",

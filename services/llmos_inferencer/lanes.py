@@ -1,4 +1,4 @@
-"""Where batches are computed: a few threads, one batch a thread, always the batch that `core.next_batch` chooses.
+"""Where batches are computed: a few threads, one batch a thread, always the batch that `core.Queue` gives.
 
 One lane drives every core it is given, so models never fight for them; more lanes only where a session can't use all.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llmos.clock import Clock
 from llmos.contracts.inference import Classification
 from llmos.errors import LlmosError, Rejected
-from llmos_inferencer.core import Limits, Waiting, next_batch
+from llmos_inferencer.core import Limits, Queue, Waiting
 from llmos_inferencer.engine import Engine, Tokens
 
 THREADS_A_LANE = 4  # beyond that another batch gains more than another thread
@@ -40,15 +40,11 @@ class Job:
         self.seconds = 0.0
         self.outputs: list[Classification | None] = [None] * size
         self.left = size
+        self.inputs: list[Input] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def fail(self, error: LlmosError) -> None:
-        """The request is answered with this; its other inputs are not computed."""
-        if not self.done.done():
-            self.done.set_exception(error)
 
-
-class Input(Waiting):
+class Input(Waiting, kw_only=True):
     """One input of a job."""
 
     job: Job
@@ -64,11 +60,10 @@ class Lanes:
     ) -> None:
         self.count = max(1, cores // THREADS_A_LANE)
         self.threads = max(1, cores // self.count)
-        self._limits = limits or Limits()
         self._clock = clock
         self._observe = observe
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane")
-        self._waiting: list[Input] = []
+        self._waiting: Queue[Input] = Queue(limits)
         self._running = 0
         self._arrived = 0
 
@@ -76,30 +71,27 @@ class Lanes:
         """Queue a job's inputs; `job.done` says when all are computed. `rank` 0 goes before 1."""
         for index, text in enumerate(tokens):
             self._arrived += 1
-            self._waiting.append(Input(id(job.engine), rank, self._arrived, len(text.ids), job, index, text))
+            item = Input(id(job.engine), rank, self._arrived, len(text.ids), job=job, index=index, tokens=text)
+            job.inputs.append(item)
+            self._waiting.add(item)
         self._dispatch()
 
     def withdraw(self, job: Job) -> None:
         """Forget what of a job has not been begun."""
-        self._waiting = [item for item in self._waiting if item.job is not job]
+        self._waiting.withdraw(job.inputs)
+        job.inputs.clear()
 
     def close(self) -> None:
         """Wait for the batches that run."""
         self._pool.shutdown(wait=True)
 
     def _dispatch(self) -> None:
-        while self._running < self.count and self._waiting:
-            batch = next_batch(self._waiting, self._limits)
-            late = {item.job for item in batch if self._is_late(item.job)}
-            for job in late:
-                job.fail(
-                    Late("the deadline passed before the request's turn came", remedy="Retry with a later deadline.")
-                )
-                self.withdraw(job)
-            if late:
+        while self._running < self.count and (batch := self._waiting.next_batch()):
+            for job in {item.job for item in batch if self._is_late(item.job)}:
+                self._fail(job, Late("the deadline passed before the request's turn came", remedy="Allow more time."))
+            batch = [item for item in batch if not item.job.done.done()]
+            if not batch:
                 continue
-            chosen = {item.arrived for item in batch}
-            self._waiting = [item for item in self._waiting if item.arrived not in chosen]
             now = self._clock.monotonic()
             for item in batch:
                 if not item.job.begun:
@@ -118,15 +110,21 @@ class Lanes:
         for item, result in zip(batch, work.result(), strict=True):
             job = item.job
             if isinstance(result, LlmosError):
-                job.fail(result)
-                self.withdraw(job)
+                self._fail(job, result)
                 continue
             job.outputs[item.index] = result
             job.left -= 1
             if not job.left and not job.done.done():
                 job.seconds = started + seconds - job.started_at
+                job.inputs.clear()
                 job.done.set_result(None)
         self._dispatch()
+
+    def _fail(self, job: Job, error: LlmosError) -> None:
+        """The request is answered with this; its other inputs are not computed."""
+        self.withdraw(job)
+        if not job.done.done():
+            job.done.set_exception(error)
 
 
 def compute(batch: Sequence[Input]) -> list[Result]:

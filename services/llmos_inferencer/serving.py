@@ -122,19 +122,23 @@ class Serving:
         future: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._held.append(future)
         self._demand()
+        entered = False
         try:
             async with asyncio.timeout(deadline - self._ctx.clock.now() if deadline is not None else None):
-                return await future
-        except (
-            BaseException
-        ) as error:  # told to stop, or too late: a session that was handed over just now is handed back
-            if future.done() and not future.cancelled():
-                future.result().leave(self._ctx.clock.monotonic())
-            if isinstance(error, TimeoutError):
-                raise Late(
-                    "the deadline passed while the model was loaded", remedy="Retry with a later deadline."
-                ) from None
-            raise
+                session = await future
+            entered = True
+            return session
+        except TimeoutError:
+            raise Late("the deadline passed while the model was loaded", remedy="Allow more time.") from None
+        finally:
+            if not entered:
+                self._give_up(future)
+
+    def _give_up(self, future: asyncio.Future[Session]) -> None:
+        if future in self._held:
+            self._held.remove(future)
+        if future.done() and not future.cancelled():  # handed over in the very moment in which the request ended
+            future.result().leave(self._ctx.clock.monotonic())
 
     # --- pulling ---
 
@@ -197,10 +201,11 @@ class Serving:
                 await self._publish(reply, answer, delivery)
             await delivery.ack()
         except asyncio.CancelledError:
-            await delivery.nak()
+            with suppress(Exception):  # without a connection the ack wait does it
+                await delivery.nak()
             raise
         except Exception:  # one request must not stop a deployment: it is redelivered, and dead after five times
-            self._ctx.log.exception("a request was not answered", deployment=self.deployment, id=delivery.envelope.id)
+            self._ctx.log.exception("a request was left", deployment=self.deployment, id=delivery.envelope.id)
 
     async def _answer(self, request: Request, id: str) -> InferenceAnswered:
         """The answer, good or bad. Raises nothing but what stops the task."""
@@ -249,7 +254,7 @@ class Serving:
                 param="inputs",
             )
         if body.deadline is not None and body.deadline <= self._ctx.clock.now():
-            raise Late("the deadline passed before the request arrived", remedy="Retry with a later deadline.")
+            raise Late("the deadline passed before the request arrived", remedy="Allow more time.")
 
     async def _compute(self, session: Session, request: Request) -> Job:
         body = request.delivery.body

@@ -11,12 +11,12 @@ from llmos_inferencer.core import (
     Bring,
     Confirm,
     Limits,
+    Queue,
     Resident,
     TakeDown,
     Waiting,
     converge,
     make_room,
-    next_batch,
     next_retry,
 )
 
@@ -121,34 +121,53 @@ def waiting(*lengths: int, session: int = 1, rank: int = 0, first: int = 0) -> l
     return [Waiting(session, rank, first + at, length) for at, length in enumerate(lengths)]
 
 
+def queue(*items: Waiting, limits: Limits | None = None) -> Queue[Waiting]:
+    queue: Queue[Waiting] = Queue(limits)
+    for item in items:
+        queue.add(item)
+    return queue
+
+
 def test_nothing_waits_nothing_runs() -> None:
-    assert next_batch([], Limits()) == []
+    assert queue().next_batch() == []
 
 
 def test_one_input_runs_at_once_whatever_its_length() -> None:
     (only,) = waiting(5000)
-    assert next_batch([only], Limits(tokens=1024)) == [only]
+    assert queue(only, limits=Limits(tokens=1024)).next_batch() == [only]
 
 
 def test_interactive_inputs_go_before_batch_inputs_that_came_earlier() -> None:
-    late = waiting(8, first=10)
-    assert next_batch(waiting(8, 8, rank=1) + late, Limits()) == late
+    early, late = waiting(8, 8, rank=1), waiting(8, first=10)
+    both = queue(*early, *late)
+    assert [both.next_batch(), both.next_batch()] == [late, early]
 
 
 def test_the_oldest_input_is_always_in_the_batch() -> None:
     oldest, *others = waiting(100, 10, 10, 10, 10)
-    assert next_batch([*others, oldest], Limits()) == [oldest]
-    assert next_batch(others, Limits()) == others
+    row = queue(*others, oldest)
+    assert [row.next_batch(), row.next_batch()] == [[oldest], others]
 
 
 def test_inputs_of_two_sessions_never_share_a_batch() -> None:
     mine, others = waiting(8, 8), waiting(8, 8, session=2, first=2)
-    assert next_batch(mine + others, Limits()) == mine
+    both = queue(*mine, *others)
+    assert [both.next_batch(), both.next_batch()] == [mine, others]
 
 
 def test_an_input_joins_when_its_padding_costs_less_than_a_run_of_its_own() -> None:
-    row = waiting(40, 41, 17, 15)
-    assert [item.length for item in next_batch(row, Limits(overhead=24))] == [17, 40, 41]
+    row = queue(*waiting(40, 41, 17, 15), limits=Limits(overhead=24))
+    assert [item.length for item in row.next_batch()] == [17, 40, 41]
+
+
+def test_what_is_withdrawn_is_in_no_batch() -> None:
+    items = waiting(8, 9, 10, 8)
+    row = queue(*items)
+    row.withdraw(items[:2])
+    row.withdraw(items[:1])
+    assert row.next_batch() == [items[3], items[2]]
+    row.withdraw(items)
+    assert row.next_batch() == []
 
 
 lengths = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 1), st.integers(1, 3)), min_size=1, max_size=60)
@@ -160,9 +179,9 @@ def test_every_batch_keeps_the_limits_and_every_input_is_computed_once(
     row: list[tuple[int, int, int]], limits: Limits
 ) -> None:
     left = [Waiting(session, rank, at, length) for at, (length, rank, session) in enumerate(row)]
+    waiting = queue(*left, limits=limits)
     computed = []
-    while left:
-        batch = next_batch(left, limits)
+    while batch := waiting.next_batch():
         head = min(left, key=lambda item: (item.rank, item.arrived))
         longest = max(item.length for item in batch)
         assert any(item is head for item in batch)

@@ -65,6 +65,7 @@ def change(root: Path, **fields: object) -> None:
         ({"task": "translation"}, "translation"),
         ({"labels": ["only", "three", "labels"]}, "labels"),
         ({"labels": []}, "0 labels"),
+        ({"format": 2}, "Upgrade"),
         ({"input_names": ["input_ids"]}, "the graph takes"),
         ({"input_names": ["input_ids", "attention_mask", "pixels"]}, "the graph takes"),
         ({"output_name": "hidden"}, "no output 'hidden'"),

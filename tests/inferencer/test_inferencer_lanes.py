@@ -43,7 +43,7 @@ async def lanes() -> AsyncIterator[Watched]:
 
 def batch(engine: Engine, *texts: str) -> list[Input]:
     job = Job("mood", engine, len(texts), 0, None)
-    return [Input(1, 0, at, len(t.ids), job, at, t) for at, t in enumerate(engine.encode(texts))]
+    return [Input(1, 0, at, len(t.ids), job=job, index=at, tokens=t) for at, t in enumerate(engine.encode(texts))]
 
 
 async def test_one_input_that_fails_its_batch_costs_its_neighbours_nothing(engine: Engine) -> None:

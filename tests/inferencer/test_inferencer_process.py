@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SLOW = 600  # rounds of a model that takes a second or two
+SLOW = 400  # rounds of a model that takes about a second
 
 
 class Process:
@@ -53,8 +53,9 @@ async def test_a_request_that_was_being_computed_when_the_process_was_killed_is_
 ) -> None:
     assigned = await stand.deploy(await stand.register(rounds=SLOW))
     await stand.ready(assigned)
+    took = (await stand.ask("good", "bad")).compute_ms / 1000
     asked = [asyncio.create_task(stand.ask("good", "bad", within=40)) for _ in range(5)]
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(took / 4)
     await process.end(signal.SIGKILL)
     assert not all(task.done() for task in asked)
     stand.events.clear()
@@ -68,8 +69,9 @@ async def test_a_terminated_process_ends_well_and_in_time_with_requests_in_its_h
     stand: Any, process: Process
 ) -> None:
     await stand.ready(await stand.deploy(await stand.register(rounds=SLOW)))
+    took = (await stand.ask("good")).compute_ms / 1000
     asked = [asyncio.create_task(stand.ask("good", within=40))]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(took / 4)
     asked += [asyncio.create_task(stand.ask("bad", within=40)) for _ in range(20)]
     async with asyncio.timeout(stand.config.drain_s + 2):
         assert await process.end(signal.SIGTERM) == 0

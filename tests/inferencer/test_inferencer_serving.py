@@ -258,10 +258,11 @@ async def test_an_assignment_said_again_is_confirmed_again(stand: Any) -> None:
 async def test_a_stopping_inferencer_finishes_what_it_began_and_gives_the_rest_back(stand: Any) -> None:
     async with stand.running():
         await stand.ready(await stand.deploy(await stand.register(rounds=SLOW)))
-        asked = [asyncio.create_task(stand.ask("good", "bad")) for _ in range(1)]
-        await asyncio.sleep(0.3)  # the first one is being computed
+        took = (await stand.ask("good", "bad")).compute_ms / 1000
+        asked = [asyncio.create_task(stand.ask("good", "bad"))]
+        await asyncio.sleep(took / 5)  # the first one is being computed
         asked += [asyncio.create_task(stand.ask("good", "bad")) for _ in range(6)]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(took / 5)
     done = [task for task in asked if task.done()]
     assert done[:1] == asked[:1]
     assert len(done) < len(asked)
