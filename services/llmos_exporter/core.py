@@ -112,8 +112,3 @@ class Pace(Struct):
             return None
         self.said, self.at = self.newest, now
         return self.newest
-
-    def wait(self, now: float) -> float:
-        """Seconds until `due` may have something, if nothing is heard meanwhile."""
-        every = LIFE_SIGN_EVERY_S if self.newest is self.said else PROGRESS_EVERY_S
-        return max(0.0, self.at + every - now)

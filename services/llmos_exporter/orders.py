@@ -1,7 +1,7 @@
 """What the service tells a child to do, and what a child tells the service: JSON over the child's channel."""
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from llmos.contracts.jobs import Bound
 from llmos.errors import Problem
@@ -33,7 +33,6 @@ class Progressed(Struct, frozen=True, omit_defaults=True, tag="progressed"):
 
     phase: str
     share: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Finished(Struct, frozen=True, tag="finished"):

@@ -119,13 +119,13 @@ class Exporter:
                 parent, cause = delivery.envelope.traceparent, delivery.envelope.id
                 with self._ctx.telemetry.span("export", parent=parent, kind="consumer", task=assigned.task) as span:
                     started = self._fact(TaskStarted, assigned)
-                    await self._emit(f"{_lease(assigned)}.started.{delivery.deliveries}", started, cause)
+                    await self._bus.emit(started, id=f"{_lease(assigned)}.started.{delivery.deliveries}", cause=cause)
                     for id, fact in await self._outcome(assigned, stop, cause):
-                        await self._emit(id, fact, cause)
+                        await self._bus.emit(fact, id=id, cause=cause)
                         span.set_attribute("llmos.outcome", type(fact).__name__)
                         log.info(type(fact).__name__)
             await delivery.ack()
-        except Busy as error:  # a fact may not be stored: everything again, under the same ids
+        except LlmosError as error:  # a fact may not be stored: everything again, under the same ids
             log.warning("given back", error=str(error))
             await delivery.nak(GIVE_BACK_S)
         except asyncio.CancelledError:
@@ -213,9 +213,6 @@ class Exporter:
         common = {name: value for name, value in fields.items() if name in known}
         make: Callable[..., T] = kind
         return make(**common, node=self._ctx.node, **rest)
-
-    async def _emit(self, id: str, fact: Struct, cause: str) -> None:
-        await self._bus.emit(fact, id=id, cause=cause)
 
 
 def _lease(assigned: TaskAssigned) -> str:

@@ -166,7 +166,8 @@ class Template:
                 raise
             if first is None or "error" in first:
                 ours.close()
-                reason = first["error"] if first else f"exit code {await self._process.wait()}"
+                code = await self._process.wait()
+                reason = first["error"] if first else f"exit code {code}"
                 raise Fatal(
                     f"The template process could not start: {reason}",
                     remedy="Check that the service's extra is installed.",
