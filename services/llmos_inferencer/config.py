@@ -1,14 +1,11 @@
 """What an inferencer is told, and what it finds out about the machine when it is told nothing."""
 
 import os
-import re
 from pathlib import Path
 
-from llmos.errors import Fatal
 from llmos.service import ServiceConfig
+from llmos.sizes import parse_setting
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
-_POWERS = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 SHARE_OF_MEMORY = 0.75
 
 
@@ -31,7 +28,7 @@ class InferencerConfig(ServiceConfig, frozen=True, kw_only=True):
 
     def memory_budget(self) -> int:
         """The budget of all loaded models in bytes."""
-        return size(self.memory, "memory") if self.memory else int(memory_limit() * SHARE_OF_MEMORY)
+        return parse_setting(self.memory, "memory") if self.memory else int(memory_limit() * SHARE_OF_MEMORY)
 
     def cores(self) -> int:
         """How many threads compute."""
@@ -40,17 +37,6 @@ class InferencerConfig(ServiceConfig, frozen=True, kw_only=True):
     def state_dir(self) -> Path:
         """Where this service keeps pinned keys and staged models."""
         return self.data_dir.absolute() / "inferencer"
-
-
-def size(text: str, name: str) -> int:
-    """Bytes of `2GiB`, `500 MB` or `1024`. Raises `Fatal` naming the setting."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise Fatal(
-            f"{name}={text!r} is not a size", remedy=f"Set LLMOS_{name.upper()} to bytes, or to text such as 2GiB."
-        )
-    unit = (match[2] or "B").lower()
-    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** _POWERS[unit[0]])
 
 
 def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:

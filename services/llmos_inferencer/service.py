@@ -53,7 +53,7 @@ class Inferencer:
         self._lanes = Lanes(config.cores(), ctx.clock, observe=self._observe)
         trusted = Path(config.trusted_keys).expanduser() if config.trusted_keys else None
         self._staging = Staging(
-            ctx.store, config.state_dir() / "models", budget=size(config.model_cache, "model_cache"), log=ctx.log
+            ctx.store, config.state_dir() / "models", budget=parse_setting(config.model_cache, "model_cache"), log=ctx.log
         )
         self._loader = Loader(
             Trust(ctx.bus, file=trusted, pinned=config.state_dir() / "trusted_keys.json", log=ctx.log),
