@@ -17,8 +17,9 @@ from llmos.contracts.deployments import ReplicaAssigned
 from llmos.contracts.models import ModelVersion
 from llmos.errors import LlmosError, Problem, Rejected
 from llmos.service import Context
+from llmos.sizes import parse_setting
 from llmos_inferencer import core, memory, state
-from llmos_inferencer.config import InferencerConfig, size
+from llmos_inferencer.config import InferencerConfig
 from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.loading import Loader
 from llmos_inferencer.meter import Meter
@@ -53,7 +54,10 @@ class Inferencer:
         self._lanes = Lanes(config.cores(), ctx.clock, observe=self._observe)
         trusted = Path(config.trusted_keys).expanduser() if config.trusted_keys else None
         self._staging = Staging(
-            ctx.store, config.state_dir() / "models", budget=parse_setting(config.model_cache, "model_cache"), log=ctx.log
+            ctx.store,
+            config.state_dir() / "models",
+            budget=parse_setting(config.model_cache, "model_cache"),
+            log=ctx.log,
         )
         self._loader = Loader(
             Trust(ctx.bus, file=trusted, pinned=config.state_dir() / "trusted_keys.json", log=ctx.log),

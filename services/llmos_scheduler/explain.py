@@ -1,11 +1,11 @@
 """Why a job waits, in sentences: what it needs, what each node lacks, who is ahead, and what would let it run. Pure."""
 
 from llmos.contracts.jobs import Explanation
+from llmos.sizes import format_bytes
 from llmos_scheduler import rollout
 from llmos_scheduler.core import BY_PRIORITY, stopping, waiting_tasks
 from llmos_scheduler.placement import Policy, Room, capacity, rooms
 from llmos_scheduler.records import Job, Node, State, Task, TurnedAway
-from llmos_scheduler.resources import format_bytes
 
 
 def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy = BY_PRIORITY) -> Explanation:

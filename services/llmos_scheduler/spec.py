@@ -17,7 +17,7 @@ from llmos.contracts.jobs import METRICS, TASKS, Bound, Fault, JobSpec
 from llmos.contracts.references import parse
 from llmos.errors import Rejected
 from llmos.ids import is_token
-from llmos_scheduler.resources import parse_bytes
+from llmos.sizes import parse_bytes
 
 LARGEST_SPEC = 256 * 1024  # bytes
 MOST_FAULTS = 100
