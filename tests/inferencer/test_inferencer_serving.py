@@ -353,3 +353,26 @@ async def test_any_text_is_answered(stand: Any, text: str) -> None:
     async with stand.running():
         await stand.ready(await stand.deploy(await stand.register()))
         assert len(labels(await stand.ask(text))) == 1
+
+
+async def test_requests_in_hand_are_answered_when_the_bus_is_killed_and_comes_back(
+    stand: Any, nats_server: Any
+) -> None:
+    async with stand.running():
+        await stand.ready(await stand.deploy(await stand.register(rounds=SLOW)))
+        took = (await stand.ask("good")).compute_ms / 1000
+        for at in range(5):
+            body = InferenceRequested("c-1", ["good", "bad"])
+            await stand.bus.publish(subjects.infer("mood", f"r-{at}"), body, type="llmos.inference.requested.v1")
+        await asyncio.sleep(took / 4)
+        await nats_server.kill()
+        await asyncio.sleep(2 * took)  # the answers are there, and nobody to give them to
+        await nats_server.start()
+        answers: dict[str, InferenceAnswered] = {}
+        async with asyncio.timeout(40):
+            async for heard in stand.bus.follow("REPLY", ["llmos.reply.c-1.*"]):
+                answer = msgspec.json.decode(heard.data, type=InferenceAnswered)
+                answers[answer.id] = answer
+                if len(answers) == 5:
+                    break
+    assert {tuple(labels(answer)) for answer in answers.values()} == {("up-1", "down-1")}
