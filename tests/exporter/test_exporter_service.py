@@ -34,12 +34,16 @@ from llmos.contracts.tasks import (
     TaskStopRequested,
     TaskSucceeded,
 )
+from llmos.errors import Busy
+from llmos.forking import Template
 from llmos.keyring import release_context
 from llmos.natsserver import NatsServer
 from llmos.sealing import StreamingCipher, new_streaming_keyset, seal_to
 from llmos.service import running
 from llmos.signing import SigningKey, verify
+from llmos_exporter import process
 from llmos_exporter.config import ExporterConfig
+from llmos_exporter.orders import ExportOrder
 from llmos_exporter.service import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -285,11 +289,28 @@ async def test_a_model_name_of_another_tenant_fails_before_any_work(stack: Stack
     assert not failed.retryable and "'taken' belongs to another tenant" in failed.problem.message
 
 
-async def test_an_export_that_needs_more_memory_than_leased_is_ended_and_says_so(stack: Stack) -> None:
+async def test_an_export_that_needs_more_memory_than_leased_is_ended_and_says_so(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "LOOK_EVERY_S", 0.01)  # a tiny model is done before the first look
     failed = await failure(stack, "hungry", memory=1 << 20)
     assert not failed.retryable
     assert failed.problem.code == "out_of_memory" and failed.problem.param == "resources.memory"
     assert "of 1 MiB" in failed.problem.message
+
+
+async def test_an_export_that_takes_too_long_is_ended_and_may_be_tried_again(
+    stack: Stack, models: Callable[[str], Path], dataset: Path, tmp_path: Path
+) -> None:
+    room = {"model": str(models("bert")), "dataset": str(dataset), "work": str(tmp_path / "w")}
+    order = ExportOrder(
+        task="text-classification", precision="fp32", result=str(tmp_path / "r"), max_length=32, threads=1, gate={},
+        source="", base="", dataset_address="", **room,
+    )  # fmt: skip
+    template = Template(["llmos_exporter.orders"])  # imports what it needs after the fork: slow enough
+    with pytest.raises(Busy, match=r"took longer than 0\.2 s"):
+        await process.export(template, order, lambda _: None, memory=0, limit_s=0.2)
+    await template.stop()
 
 
 async def test_a_child_that_is_killed_fails_only_its_own_attempt(stack: Stack) -> None:
