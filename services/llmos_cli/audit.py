@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
@@ -11,17 +11,14 @@ from llmos_cli.exits import Exit, say
 from llmos_cli.options import DataDir, Output
 from llmos_cli.printing import print_fields, print_table, print_value
 
-if TYPE_CHECKING:
-    from llmos.contracts.audit import LogEntry
-
-app = App(name="audit", help="Verify, show and prove the audit log.", help_format="plaintext", help_formatter="plain")
+app = App(name="audit", help="Verify, show and prove the audit log.", help_format="plaintext")
 
 Log = Annotated[
-    Path | None, Parameter(name="--log", help="The log's directory; that of this machine's stack if left out.")
+    Path | None, Parameter(name="--log", help="The log's directory (default: that of this machine's stack).")
 ]
 Key = Annotated[
     str | None,
-    Parameter(name="--key", help="The log's public key, or the file that holds it; the stack's own if left out."),
+    Parameter(name="--key", help="The log's public key, or a file that holds it (default: the stack's own)."),
 ]
 
 
@@ -76,10 +73,8 @@ def verify(
         print_value({"ok": report.ok, "report": report}, output)
     else:
         print("the log verifies" if report.ok else "THE LOG DOES NOT VERIFY")
-        since = f"{before.size} entries" if before else ""
-        print_fields(
-            [("origin", report.origin), ("entries", str(report.size)), ("root", report.root), ("grown from", since)]
-        )
+        print_fields([("origin", report.origin), ("entries", str(report.size)), ("root", report.root)])
+        print_fields([("grown from", f"{before.size} entries" if before else "")])
         for fault in report.problems:
             print(f"  {fault.code}: {fault}")
     return Exit.OK if report.ok else Exit.FAILED
@@ -111,9 +106,9 @@ def show(
             (
                 view.index,
                 view.entry.sequence,
-                _head(view.entry, "ce-time"),
+                view.entry.headers.get("ce-time"),
                 view.entry.subject,
-                _head(view.entry, "ce-source"),
+                view.entry.headers.get("ce-source"),
             )
             for view in views
         ]
@@ -123,16 +118,12 @@ def show(
     return Exit.OK
 
 
-def _head(entry: "LogEntry", name: str) -> str:
-    return entry.headers.get(name, "")
-
-
 @app.command
 def prove(
     entry: str | None = None,
     /,
     *,
-    check: str | None = None,
+    check: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     log: Log = None,
     key: Key = None,
     data_dir: DataDir = None,

@@ -22,7 +22,7 @@ def infer(
     deployment: str,
     /,
     *texts: str,
-    file: Annotated[str | None, Parameter(name=["--file", "-f"])] = None,
+    file: Annotated[str | None, Parameter(name=["--file", "-f"], allow_leading_hyphen=True)] = None,
     top: int = 0,
     timeout: float = 10.0,
     output: Output = "table",

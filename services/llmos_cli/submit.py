@@ -23,7 +23,7 @@ GOOD = {"succeeded", "deployed"}
 
 
 def submit(
-    file: str,
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     set: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
@@ -49,7 +49,7 @@ def submit(
     timeout
         With --wait: give up waiting after so many seconds.
     dry_run
-        Only read and check the spec, print it as it would be published, and publish nothing.
+        Only read the spec and look for its files, print it as it would be published, and publish nothing.
     id
         The job's id; submitting one id twice makes one job.
     """

@@ -68,11 +68,8 @@ async def read_job(bus: Bus, job: str) -> list[tuple[Heard, Struct]]:
     if not first:
         return []
     kept = await read(bus, "EVENTS", job_filters(job), start=first[0].sequence)
-    return [
-        (heard, event)
-        for heard, event in ((heard, heard.event()) for heard in kept)
-        if event is not None and job_of(event) == job
-    ]
+    facts = [(heard, event) for heard in kept if (event := heard.event()) is not None]
+    return [(heard, event) for heard, event in facts if job_of(event) == job]
 
 
 async def read(

@@ -1,4 +1,4 @@
-"""How long `llmos --help` takes, from exec to exit, against a bare Python start: `python tests/bench/cli_help.py [RUNS]`.
+"""How long `llmos --help` takes, from exec to exit: `python tests/bench/cli_help.py [RUNS]`.
 
 Goal: at most 250 ms. On a busy machine look at the CPU time: the wall clock then measures the others.
 """
