@@ -103,5 +103,6 @@ def _start_of_last(file: Path, lines: int) -> int:
     with file.open("rb") as log:
         size = log.seek(0, 2)
         log.seek(max(0, size - TAIL_BYTES))
-        last = log.read(TAIL_BYTES).splitlines(keepends=True)[-lines:] if lines > 0 else []
-    return size - sum(map(len, last))
+        found = log.read(TAIL_BYTES).splitlines(keepends=True)
+    unfinished = len(found.pop()) if found and not found[-1].endswith(b"\n") else 0
+    return size - unfinished - sum(map(len, found[-lines:] if lines > 0 else []))

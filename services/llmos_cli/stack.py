@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from llmos.errors import NotFound, Unreachable
+from llmos.errors import NotFound, Rejected, Unreachable
 from llmos_cli.exits import Exit, say
 from llmos_cli.options import DataDir, Output
 from llmos_cli.printing import age, print_fields, print_table, print_value
@@ -46,6 +46,8 @@ def up(
     """
     from llmos import local
 
+    if running := local.find_stack(data_dir):
+        raise Rejected(f"a stack runs in {running.data_dir} already", remedy="Stop it with `llmos down`.")
     options = local.UpOptions(
         data_dir=data_dir or local.default_data_dir(),
         nats_url=nats_url,
