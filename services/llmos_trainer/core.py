@@ -10,14 +10,15 @@ from llmos_trainer.orders import End, Failed, Faulted, Finished
 
 CRASHES = 2  # so often a child is started again within one attempt
 
-# Why a run ends before its work does: told to by the scheduler, by the end of this service, or by a newer lease.
-Intent = Literal["cancel", "drain", "superseded"]
+# Why a run ends before its work does: by the end of this service, told to by the scheduler, or by a newer lease.
+Intent = Literal["drain", "cancel", "superseded"]
+INTENTS: tuple[Intent, ...] = ("drain", "cancel", "superseded")  # a later one overrides those before it
 
 
 class SaySucceeded(Struct, frozen=True):
-    """Store the trees, then say `TaskSucceeded`."""
+    """Say `TaskSucceeded`. `outputs` are the child's folders by role, or their addresses once they are stored."""
 
-    trees: dict[str, str]
+    outputs: dict[str, str]
     metrics: dict[str, float]
 
 
@@ -66,6 +67,11 @@ def decide_assigned(
     if stopped is not None and stopped >= lease:
         return "cancel" if stopped == lease else "let go"
     return "start" if running is None else "replace"
+
+
+def overrides(intent: Intent, current: Intent | None) -> bool:
+    """Whether a run that was told `current` takes note of `intent`."""
+    return current is None or INTENTS.index(intent) > INTENTS.index(current)
 
 
 def decide_ended(end: End | None, exit: str, intent: Intent | None, crashes: int) -> Effect:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 
@@ -10,9 +12,9 @@ _BATCH_TOKENS = 8192
 
 
 class Encoded(NamedTuple):
-    """The rows of a split as token ids and label numbers; `pad` is the id of the padding token."""
+    """The rows of a split as token ids (int32) and label numbers; `pad` is the id of the padding token."""
 
-    ids: list[list[int]]
+    ids: list[npt.NDArray[np.int32]]
     labels: list[int]
     pad: int
 
@@ -26,14 +28,14 @@ def collate(split: Encoded, rows: Sequence[int], device: torch.device) -> tuple[
     longest = max(len(split.ids[row]) for row in rows)
     if device.type == "cuda":
         longest = -(-longest // 8) * 8  # tensor cores want multiples of 8
-    ids = torch.full((len(rows), longest), split.pad, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
+    ids = np.full((len(rows), longest), split.pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
     for at, row in enumerate(rows):
         length = len(split.ids[row])
-        ids[at, :length] = torch.tensor(split.ids[row])
+        ids[at, :length] = split.ids[row]
         mask[at, :length] = 1
     labels = torch.tensor([split.labels[row] for row in rows])
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
     return inputs, labels.to(device)
 
 

@@ -19,7 +19,7 @@ from llmos_trainer.orders import Snapshotted
 KIND = "checkpoint"
 
 
-class Superseded(LlmosError):  # noqa: N818 — named like its siblings in llmos.errors
+class Superseded(LlmosError):
     """The task was given to another lease: whatever this one still does counts for nothing."""
 
     code = "superseded"

@@ -66,7 +66,7 @@ class Snapshotted(Struct, frozen=True, tag="snapshotted"):
 
 
 class Finished(Struct, frozen=True, omit_defaults=True, tag="finished"):
-    """Done: `trees` maps a role of the outputs to the folder that holds it."""
+    """Done: `trees` maps a role of the outputs to the folder that holds it (to its address, once it is stored)."""
 
     trees: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)

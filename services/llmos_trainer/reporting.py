@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -21,7 +22,7 @@ class Channel(Protocol):
     def received(self) -> list[bytes]: ...
 
 
-class Stop(Exception):  # noqa: N818 — no error: somebody asked for it
+class Stop(Exception):
     """The child was told to end; `drain` says with a checkpoint."""
 
     def __init__(self, *, drain: bool) -> None:
@@ -83,6 +84,10 @@ def reported(reporter: Reporter) -> Iterator[None]:
         reporter.send(Failed(error.problem, retryable=True))
     except MemoryError:
         reporter.send(Failed(out_of_memory("memory"), retryable=False))
+    except Exception as error:  # noqa: BLE001 — said to the service: a silent end would pass for a crash
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        reporter.send(Failed(Problem("child_failed", message, remedy="Look at the trainer's log."), retryable=True))
 
 
 def out_of_memory(what: str) -> Problem:

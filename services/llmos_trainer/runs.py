@@ -32,7 +32,7 @@ from llmos.service import Context
 from llmos_trainer import core
 from llmos_trainer.config import TrainerConfig
 from llmos_trainer.core import Effect, Intent
-from llmos_trainer.orders import DRAIN, STOP, End, Progressed, Snapshotted, decode_report
+from llmos_trainer.orders import DRAIN, STOP, End, Finished, Progressed, Snapshotted, decode_report
 
 T = TypeVar("T")
 Work = Callable[["Run"], Awaitable[Effect]]
@@ -42,7 +42,7 @@ ALIVE_S = 8.0  # and no slower
 STOP_WITHIN_S = 5.0  # a cancelled child that does not end is killed
 
 
-class Told(Exception):  # noqa: N818 — no error: somebody asked for it
+class Told(Exception):
     """The run was told to end while no child was there to be told."""
 
 
@@ -76,6 +76,7 @@ class Run:
     async def live(self, work: Work) -> None:
         """Do the work, say its last word, and settle the message. Raises nothing but cancellation."""
         delivery = self._deliveries[0]
+        self.log.info("taken", kind=self.assigned.kind, job=self.assigned.job, delivery=delivery.deliveries)
         async with delivery.kept_alive():
             try:
                 with self.context.telemetry.span(
@@ -98,10 +99,15 @@ class Run:
                 self.done.set()
 
     async def _work(self, work: Work) -> Effect:
-        await asyncio.to_thread(self.folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         try:
+            await asyncio.to_thread(self.folder.mkdir, mode=0o700, parents=True, exist_ok=True)
             async with self._speaking():
-                return await work(self)
+                effect = await work(self)
+                if not isinstance(effect, core.SaySucceeded):
+                    return effect
+                self.progress(msgspec.structs.replace(self._progress, phase="storing"))
+                stored = {role: await self._put(role, Path(folder)) for role, folder in effect.outputs.items()}
+                return core.decide_ended(Finished(stored, effect.metrics), "", self.intent, 0)
         except Told:
             return core.decide_ended(None, "", self.intent, 0)
         except Rejected as error:
@@ -117,14 +123,8 @@ class Run:
         """Perform the effect that ends the run. Raises `LlmosError` when its fact could not be said."""
         self.log.info("ended", outcome=type(effect).__name__)
         match effect:
-            case core.SaySucceeded(trees, metrics):
-                try:
-                    outputs = {role: await self._put(role, Path(folder)) for role, folder in trees.items()}
-                except (LlmosError, OSError) as error:
-                    problem = error.problem if isinstance(error, LlmosError) else Problem("not_stored", str(error))
-                    await self._say(TaskFailed, "failed", problem=problem, retryable=True)
-                else:
-                    await self._say(TaskSucceeded, "succeeded", outputs=outputs, metrics=metrics)
+            case core.SaySucceeded(outputs, metrics):
+                await self._say(TaskSucceeded, "succeeded", outputs=outputs, metrics=metrics)
             case core.SayRejected(faults):
                 await self._say(TaskRejected, "rejected", faults=faults)
             case core.SayFailed(problem, retryable):
@@ -133,7 +133,10 @@ class Run:
                 await self._say(TaskCancelled, "cancelled")
         await self._settle(done=not isinstance(effect, core.HandBack))
         if self.afterwards is not None:
-            await self.afterwards(effect)
+            try:
+                await self.afterwards(effect)
+            except LlmosError as error:  # what is left behind only takes room
+                self.log.warning("not tidied up", error=str(error))
 
     async def _settle(self, *, done: bool) -> None:
         for delivery in self._deliveries:
@@ -148,7 +151,7 @@ class Run:
 
     def tell(self, intent: Intent, within: float = STOP_WITHIN_S) -> None:
         """End at the next step's boundary; a child that takes longer than `within` seconds is killed."""
-        if self.intent == intent:
+        if not core.overrides(intent, self.intent):
             return
         self.intent = intent
         self._told.set()
@@ -183,13 +186,13 @@ class Run:
     ) -> tuple[End | None, str]:
         """Run a child to its end: its last word, if it had one, and how its process ended."""
         try:
-            child = await self.unless_told(self.template.fork(target, msgspec.json.encode(order), env=env))
+            child = await self.template.fork(target, msgspec.json.encode(order), env=env)
         except Fatal as error:  # the template died just now; the next fork starts a new one
             return None, str(error)
         self._child = child
         end: End | None = None
         try:
-            if self.intent is not None:  # told in the very moment of the fork
+            if self.intent is not None:  # told while the child was made
                 await child.kill()
             async for message in child:
                 report = decode_report(message)

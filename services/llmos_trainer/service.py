@@ -33,6 +33,7 @@ PRELOAD = (
     "pyarrow.parquet",
 )
 TEMPLATE_ENV = {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin cost ten times the wall time once the cores are shared
     "OPENBLAS_NUM_THREADS": "1",  # a pool of threads would not survive the fork
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not start CUDA in the template
     "HF_HUB_OFFLINE": "1",
@@ -50,7 +51,7 @@ async def serve(context: Context[TrainerConfig]) -> None:
         trainer = Trainer(context, template)
         hearing = [asyncio.create_task(trainer.take(kind)) for kind in WORKS]
         hearing.append(asyncio.create_task(trainer.hear_stops()))
-        context.announce(kinds=list(WORKS), used=lambda: 0, load=trainer.load)
+        context.announce(kinds=list(WORKS), load=trainer.load)
         stopping = asyncio.create_task(context.stopping.wait())
         try:
             await asyncio.wait({stopping, *hearing}, return_when=asyncio.FIRST_COMPLETED)

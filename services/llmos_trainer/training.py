@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from llmos.errors import LlmosError, Rejected
@@ -214,12 +216,13 @@ class Training:
         tokenizer = pretrained.load_tokenizer(self._base, self._settings.max_length)
         pad = int(self._model.config.pad_token_id)
         number = {label: at for at, label in enumerate(self._labels)}
-        ids: list[list[int]] = []
+        ids: list[npt.NDArray[np.int32]] = []
         for start in range(0, len(rows), _TOKENIZE_ROWS):
             self._reporter.obey()
             self._reporter.progress("tokenizing")
             texts = [text for text, _ in rows[start : start + _TOKENIZE_ROWS]]
-            ids += [encoding.ids or [pad] for encoding in tokenizer.encode_batch_fast(texts)]
+            encodings = tokenizer.encode_batch_fast(texts)
+            ids += [np.asarray(encoding.ids or [pad], dtype=np.int32) for encoding in encodings]
         return Encoded(ids, [number[label] for _, label in rows], pad)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -244,7 +247,7 @@ def _prepare(order: TrainOrder) -> torch.device:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(order.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, changes nothing here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # would cost time
     if order.device == "cuda":
         if not torch.cuda.is_available():
             raise LlmosError("the leased GPU can't be used", remedy="Check the driver and the installed torch.")

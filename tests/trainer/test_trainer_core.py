@@ -17,6 +17,7 @@ from llmos_trainer.core import (
     StartAgain,
     decide_assigned,
     decide_ended,
+    overrides,
 )
 from llmos_trainer.orders import End, Failed, Faulted, Finished, Stopped
 
@@ -74,3 +75,11 @@ def test_a_child_that_dies_is_started_again_twice_then_the_attempt_fails_with_th
     assert last.retryable
     assert "3 times" in last.problem.message and "SIGKILL" in last.problem.message
     assert "resources.memory" in last.problem.remedy
+
+
+def test_a_cancelled_run_stays_cancelled_when_the_service_stops() -> None:
+    assert not overrides("drain", "cancel")
+    assert overrides("cancel", "drain")
+    assert overrides("superseded", "cancel")
+    assert overrides("drain", None)
+    assert not overrides("cancel", "cancel")
