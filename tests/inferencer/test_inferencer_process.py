@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SLOW = 400  # rounds of a model that takes about a second
+SLOW = 250  # rounds of a model that takes the better part of a second
 
 
 class Process:

@@ -15,7 +15,7 @@ from llmos.contracts.inference import InferenceAnswered, InferenceMetered, Infer
 from llmos.contracts.models import Statement
 from llmos.signing import SigningKey
 
-SLOW = 400  # rounds of a model that takes about a second
+SLOW = 250  # rounds of a model that takes the better part of a second
 
 
 def labels(answer: InferenceAnswered) -> list[str]:
