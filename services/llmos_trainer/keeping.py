@@ -110,21 +110,29 @@ class Keeper:
 
     async def _run(self) -> None:
         """Store what is offered, until cancelled or superseded."""
-        while True:
-            await self._awake.wait()
-            self._awake.clear()
-            offered, self._offered = self._offered, None
-            if offered is not None:
-                try:
-                    await self._store_one(offered.step, Path(offered.path))
-                except Superseded:
+        try:
+            while True:
+                await self._awake.wait()
+                self._awake.clear()
+                offered, self._offered = self._offered, None
+                if offered is not None:
+                    await self._try_to_store(offered)
+                if self._offered is None:
                     self._idle.set()
-                    self._superseded()
-                    return
-                except LlmosError as error:  # the run goes on: an older checkpoint only costs time
-                    self._log.warning("a checkpoint was not kept", task=self._task, step=offered.step, error=str(error))
-            if self._offered is None:
-                self._idle.set()
+        except Superseded:
+            self._superseded()
+        finally:
+            self._idle.set()  # nobody waits for what will never come
+
+    async def _try_to_store(self, offered: Snapshotted) -> None:
+        try:
+            await self._store_one(offered.step, Path(offered.path))
+        except Superseded:
+            raise
+        except (LlmosError, OSError) as error:  # the run goes on: an older checkpoint only costs time
+            self._log.warning("a checkpoint was not kept", task=self._task, step=offered.step, error=str(error))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, offered.path, ignore_errors=True)
 
     async def forget(self) -> None:
         """Remove the pointer and what it points to: the task is done."""
@@ -143,7 +151,10 @@ class Keeper:
             entry = await self._bucket.get(self._key, CheckpointPointer)
             if entry is not None and entry.value.lease > self._lease:
                 raise Superseded(f"lease {entry.value.lease} of {self._task} has taken over")
-            previous = entry.value.artifact if entry and entry.value.artifact != artifact else ""
+            previous = ""
+            if entry is not None:  # the same step gives the same bytes: stored again, it is still the newest
+                same = entry.value.artifact == artifact
+                previous = entry.value.previous if same else entry.value.artifact
             pointer = CheckpointPointer(self._task, self._lease, step, artifact, previous)
             try:
                 if entry is None:
@@ -153,7 +164,6 @@ class Keeper:
                 break
             except Conflict:
                 continue  # read what was written, and decide again
-        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
         await self._kept(pointer)
         if entry is not None and entry.value.previous not in (artifact, previous):
             await self._remove(entry.value.previous, keep=(artifact, previous))

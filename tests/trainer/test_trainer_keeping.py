@@ -146,6 +146,16 @@ async def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_run(
     assert [pointer.step for pointer in kept] == [2]
 
 
+async def test_a_checkpoint_that_is_stored_again_keeps_the_one_before(
+    keeper_of: MakeKeeper, kept: list[CheckpointPointer], tmp_path: Path
+) -> None:
+    await keep(keeper_of(), snapshot(tmp_path, 1), snapshot(tmp_path, 2))
+    await keep(keeper_of(), snapshot(tmp_path, 2))
+    assert kept[2] == kept[1]
+    damage(tmp_path, 2)
+    assert await brought(keeper_of(), tmp_path) == b"weights 1"
+
+
 async def test_only_the_newest_two_checkpoints_take_room(keeper_of: MakeKeeper, tmp_path: Path) -> None:
     await keep(keeper_of(), *(snapshot(tmp_path, step) for step in range(5)))
     stored = [path.read_bytes() for path in (tmp_path / "artifacts" / "sha256").iterdir()]
