@@ -119,6 +119,20 @@ async def test_a_hot_swap_under_load_loses_no_request_and_mixes_no_versions(stan
         assert [label[:2] for label in given] == ["up", "do", *["up"] * (len(given) - 2)]
 
 
+async def test_a_swap_for_which_there_is_no_room_beside_the_old_version_holds_requests_and_loses_none(
+    stand: Any,
+) -> None:
+    async with stand.running(memory="64MiB"):
+        await stand.ready(await stand.deploy(await stand.register(1, megabytes=24)))
+        assigned = await stand.deploy(await stand.register(2, megabytes=24))
+        answers = [await stand.ask("good")]
+        while answers[-1].version != 2:
+            answers += await asyncio.gather(*(stand.ask("good") for _ in range(4)))
+        await stand.ready(assigned)
+        assert "memory" in (await stand.unloaded(version=1)).reason
+    assert all(labels(answer) == [f"up-{answer.version}"] for answer in answers)
+
+
 # --- memory ---
 
 
