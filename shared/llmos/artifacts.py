@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct, field
 
-from llmos.artifacts_content import Damaged, check_paths, fresh_directory, in_thread
-from llmos.errors import NotFound, Rejected
+from llmos.artifacts_content import check_paths, fresh_directory, in_thread
+from llmos.errors import Damaged, NotFound, Rejected
 
 __all__ = [
     "ArtifactStore",

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO, TypeVar
 
-from llmos.errors import Busy, NotFound, Rejected
+from llmos.errors import Busy, Damaged, NotFound, Rejected
 
 CHUNK = 1 << 20  # bytes moved at a time
 
@@ -25,12 +25,6 @@ _MAX_PATH = 1024
 _MAX_NAME = 255
 
 T = TypeVar("T")
-
-
-class Damaged(Rejected):
-    """Stored bytes are not what their address or manifest says: trying again doesn't help, storing them again does."""
-
-    code = "damaged"
 
 
 class StoppedError(Exception):

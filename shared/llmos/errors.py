@@ -42,6 +42,12 @@ class NotFound(Rejected):
     code = "not_found"
 
 
+class Damaged(Rejected):
+    """Stored bytes are not what their address or manifest says: storing them again helps, trying again does not."""
+
+    code = "damaged"
+
+
 class Busy(LlmosError):
     """It may work later: retry with back-off."""
 
@@ -62,6 +68,6 @@ class Fatal(LlmosError):
 
 def from_problem(problem: Problem) -> LlmosError:
     """Rebuild the error that a peer sent."""
-    kinds: dict[str, type[LlmosError]] = {"busy": Busy, "fatal": Fatal, "not_found": NotFound, "rejected": Rejected}
-    kind = kinds.get(problem.code, LlmosError)
+    kinds: tuple[type[LlmosError], ...] = (Busy, Damaged, Fatal, NotFound, Rejected, Unreachable)
+    kind = next((kind for kind in kinds if kind.code == problem.code), LlmosError)
     return kind(problem.message, remedy=problem.remedy, code=problem.code, param=problem.param)

@@ -27,7 +27,7 @@ from llmos.artifacts import (
 )
 from llmos.artifacts_content import address_of, check_path, check_paths, chunks_of
 from llmos.artifacts_directory import DirectoryStore
-from llmos.errors import NotFound, Rejected
+from llmos.errors import NotFound, Rejected, from_problem
 from llmos.sealing import StreamingCipher, new_streaming_keyset
 from llmos.testing.s3 import S3Server
 
@@ -358,6 +358,11 @@ async def test_a_cancelled_get_leaves_no_tree_however_often_it_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+
+
+def test_damage_is_still_damage_when_a_peer_reports_it() -> None:
+    error = from_problem(Damaged("broken", remedy="Store it again.").problem)
+    assert (type(error), error.problem.remedy) == (Damaged, "Store it again.")
 
 
 # --- sealed trees ---
