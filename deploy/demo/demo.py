@@ -38,7 +38,7 @@ def spec(data: Path, base: str) -> dict:
         "data": {part: (data / f"reviews-{part}.jsonl").as_uri() for part in ("train", "validation", "test")},
         "train": {"method": "full", "epochs": 2, "batch_size": 16, "learning_rate": 1e-4, "max_length": 64, "seed": 7},
         "gate": {"accuracy": {"min": 0.8}, "f1": {"min": 0.8}},
-        "export": {"precision": "fp32"},
+        "export": {"precision": "int8"},
         "deploy": {"name": MODEL, "replicas": 1},
         "resources": {"cpus": 2, "memory": "2GiB"},
     }

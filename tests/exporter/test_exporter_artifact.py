@@ -179,10 +179,10 @@ def test_equal_input_gives_equal_bytes_in_another_process_and_folder(
         assert digests[0] == digests[1] and len(digests[0]) == 3
 
 
-def test_a_graph_that_protobuf_cannot_hold_keeps_its_weights_beside_it(
+def test_a_graph_of_many_weights_keeps_them_beside_it(
     models: Models, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "PROTOBUF_LIMIT", 10_000)
+    monkeypatch.setattr(graphs, "LARGEST_WITHIN", 10_000)
     for precision in ("fp32", "int8"):
         export(models("bert"), dataset, tmp_path / precision, precision)
         result = tmp_path / precision / "result"

@@ -71,7 +71,7 @@ async def test_a_job_is_trained_evaluated_exported_gated_deployed_and_served(
 
     verified = cli(stack, "audit", "verify", "-o", "json")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert json.loads(verified.stdout)["ok"] is True
+    assert json.loads(verified.stdout)["report"]["ok"] is True
 
 
 async def test_everything_wrong_in_a_spec_is_reported_at_once(outsider: Outsider) -> None:
@@ -152,11 +152,10 @@ async def test_poison_ends_in_dead_and_can_be_replayed(outsider: Outsider, stack
     await outsider.js.publish("llmos.work.train.n1.poison2", b'{"task": 5}')
     async with asyncio.timeout(30):
         while True:
-            dead = json.loads(cli(stack, "dead", "list", "-o", "json").stdout)
-            letters = dead if isinstance(dead, list) else next(iter(dead.values()))
-            subjects = {letter["subject"]: letter for letter in letters}
+            letters = json.loads(cli(stack, "dead", "list", "-o", "json").stdout)
+            subjects = {item["letter"]["subject"]: item["number"] for item in letters}
             if {"llmos.work.train.n1.poison2"} <= set(subjects):
                 break
             await asyncio.sleep(0.2)
-    replayed = cli(stack, "dead", "replay", str(subjects["llmos.work.train.n1.poison2"]["sequence"]))
+    replayed = cli(stack, "dead", "replay", str(subjects["llmos.work.train.n1.poison2"]))
     assert replayed.returncode == 0, replayed.stderr
