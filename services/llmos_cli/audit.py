@@ -60,6 +60,8 @@ def verify(
         A file of the auditor's own: the checkpoint in it must be the beginning of the log, and the log's newest one is
         written there if all is well. Only so a log that was rewritten from its start is found.
     """
+    import msgspec
+
     from llmos import auditlog
 
     verifier_key = _key(key, data_dir)
@@ -70,7 +72,7 @@ def verify(
     if remember and report.ok:
         auditlog.remember(remember, report.checkpoint)
     if output != "table":
-        print_value({"ok": report.ok, "report": report}, output)
+        print_value({"report": {"ok": report.ok, **msgspec.structs.asdict(report)}}, output)
     else:
         print("the log verifies" if report.ok else "THE LOG DOES NOT VERIFY")
         print_fields([("origin", report.origin), ("entries", str(report.size)), ("root", report.root)])

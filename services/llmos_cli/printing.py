@@ -42,7 +42,7 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "-"
     return str(value).replace("\n", " ")
@@ -50,7 +50,12 @@ def _cell(value: object) -> str:
 
 def numbers(values: dict[str, float]) -> str:
     """Metrics in one cell: `accuracy 0.93, loss 0.21`."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return ", ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def number(value: float) -> str:
+    """Four digits, and all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def size(count: float) -> str:

@@ -23,13 +23,17 @@ class SpecFile(Struct, frozen=True):
     spec: dict[str, Any]
     lines: dict[str, int]
 
-    def locate(self, fault: Fault) -> str:
-        """A fault with the place in this file that it is about: `job.yaml:7: train.epochs: …`."""
-        path, line = fault.path, None
-        while path and line is None:
-            line = self.lines.get(path)
+    def locate(self, faults: Iterable[Fault]) -> list[str]:
+        """Faults with the lines that they are about, in the file's order: `job.yaml:7: train.epochs: …`."""
+        ordered = sorted(faults, key=self._line)
+        return [f"{self.name}:{self._line(fault)}: {fault}" for fault in ordered]
+
+    def _line(self, fault: Fault) -> int:
+        """The line of the field, or of the nearest one above it."""
+        path = fault.path
+        while path and path not in self.lines:
             path = path.rpartition(".")[0]
-        return f"{self.name}:{line or 1}: {fault}"
+        return self.lines.get(path, 1)
 
 
 class _Loader(yaml.SafeLoader):

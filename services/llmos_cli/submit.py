@@ -60,7 +60,7 @@ def submit(
     folder = Path.cwd() if file == "-" else Path(file).absolute().parent
     found, faults = spec_references.find_local(spec, folder)
     if faults:
-        return _reject([read.locate(fault) for fault in faults])
+        return _reject(read.locate(faults))
     if dry_run:
         print_value(spec_references.replace(spec, {field: path.as_uri() for field, path in found.items()}), output)
         return Exit.OK
@@ -172,7 +172,7 @@ class _Submission:
         from llmos_cli.spec_references import name_files
 
         in_data = [fault for fault in faults if fault.line is not None]
-        in_spec = [self._read.locate(fault) for fault in faults if fault.line is None]
+        in_spec = self._read.locate(fault for fault in faults if fault.line is None)
         return _reject([*in_spec, *name_files(in_data, self._found)])
 
 

@@ -3,11 +3,15 @@
 from msgspec import Struct
 
 from llmos.contracts import deployments, jobs, models, tasks
-from llmos_cli.printing import duration, numbers
+from llmos_cli.printing import duration, number, numbers
 
 
 def tell(event: Struct) -> str:
     """One line about a fact of a job; empty for one that says nothing new to a person."""
+    return " ".join((_tell_job(event) or _tell_model(event) or _tell_task(event)).split())
+
+
+def _tell_job(event: Struct) -> str:
     match event:
         case jobs.JobAdmitted():
             return f"admitted: {event.spec.name}, priority {event.spec.priority}"
@@ -25,6 +29,11 @@ def tell(event: Struct) -> str:
             return f"succeeded: {event.model} version {event.version} is registered"
         case jobs.JobDeployed():
             return f"deployed: {event.model} version {event.version} on {', '.join(event.nodes)}"
+    return ""
+
+
+def _tell_model(event: Struct) -> str:
+    match event:
         case models.ModelExported():
             return f"exported: {event.version.model} version {event.version.version}, {numbers(event.version.metrics)}"
         case models.ModelRefused():
@@ -35,7 +44,7 @@ def tell(event: Struct) -> str:
             return f"replica on {event.node} is ready after {event.load_s:.1f} s"
         case deployments.ReplicaFailed():
             return f"replica on {event.node} failed: {event.problem.message}"
-    return _tell_task(event)
+    return ""
 
 
 def _tell_task(event: Struct) -> str:
@@ -67,6 +76,6 @@ def tell_progress(event: tasks.TaskProgressed) -> str:
     """State, step, loss, accuracy and the time that is left."""
     parts = [f"{event.kind}: {event.phase}" if event.phase != event.kind else event.kind]
     parts += [f"step {event.step}/{event.steps}"] if event.steps else []
-    parts += [f"{name} {event.metrics[name]:.4g}" for name in ("loss", "accuracy") if name in event.metrics]
+    parts += [f"{name} {number(event.metrics[name])}" for name in ("loss", "accuracy") if name in event.metrics]
     parts += [f"{duration(event.eta)} left"] if event.eta is not None else []
-    return "  ".join(parts)
+    return ", ".join(parts)

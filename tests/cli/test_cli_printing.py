@@ -15,7 +15,7 @@ from llmos.contracts import deployments, jobs, models, subjects, tasks
 from llmos.errors import Problem
 from llmos.testing.commands import Commands
 from llmos.testing.scripted import NODE, ScriptedScheduler, deployed, refused, rejected, version_of
-from llmos_cli.printing import duration, print_fields, print_table, size
+from llmos_cli.printing import duration, number, print_fields, print_table, size
 from llmos_cli.telling import tell
 from llmos_cli.watch import watch
 
@@ -47,6 +47,10 @@ def test_a_size_is_in_the_largest_unit_that_fits(count: int, text: str) -> None:
     assert size(count) == text
 
 
+def test_a_number_keeps_what_stands_before_its_point() -> None:
+    assert [number(value) for value in (0.123456, 99.96, 91_690_000.0, -0.5)] == ["0.1235", "99.96", "91690000", "-0.5"]
+
+
 def test_columns_are_as_wide_as_their_longest_cell(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["A", "LONG"], [("wide cell", True), (None, 0.123456), (["x", "y"], "a\nb")])
     assert capsys.readouterr().out == "A           LONG\nwide cell   yes\n-           0.1235\nx, y        a b\n"
@@ -69,7 +73,7 @@ def test_every_fact_of_a_job_is_told_in_one_line_but_checkpoints() -> None:
     events = [
         *deployed("j", SPEC), *rejected("j", SPEC), *refused("j", SPEC),
         jobs.JobAdmitted("j", SPEC, 1.0), jobs.JobCancelling("j", "default", "ada"), jobs.JobCancelled("j", "default"),
-        jobs.JobFailed("j", "default", Problem("error", "no memory")), jobs.JobSucceeded("j", "default", "m", 1),
+        jobs.JobFailed("j", "default", Problem("error", "no\n memory")), jobs.JobSucceeded("j", "default", "m", 1),
         tasks.TaskFailed(**where, problem=Problem("error", "out of memory"), retryable=False),
         tasks.TaskCancelled(**where),
         tasks.TaskLost(**where, reason="no sign of life"), tasks.TaskRejected("t", "j", "default", 1, NODE),
@@ -106,8 +110,8 @@ async def test_plain_progress_is_told_at_each_phase_and_then_every_five_seconds(
 
     await watch(events(), lambda: next(times))
     assert capsys.readouterr().err.splitlines() == [
-        "train  step 1/9  loss 0.5  1 min 1 s left",
-        "train  step 4/9  loss 0.5  1 min 1 s left",
+        "train, step 1/9, loss 0.5, 1 min 1 s left",
+        "train, step 4/9, loss 0.5, 1 min 1 s left",
         "deployed: m version 1 on scripted",
     ]
 

@@ -87,9 +87,12 @@ def test_a_wrong_json_file_is_refused_with_its_line(text: str, what: str) -> Non
 
 def test_a_fault_is_shown_at_the_line_of_its_field_or_of_the_nearest_one_above() -> None:
     read = read_spec("name: x\ntrain:\n  epochs: 0\n", "job.yaml")
-    assert read.locate(Fault("train.epochs", "must be at least 1")) == "job.yaml:3: train.epochs: must be at least 1"
-    assert read.locate(Fault("train.steps", "no")) == "job.yaml:2: train.steps: no"
-    assert read.locate(Fault("model", "is missing")) == "job.yaml:1: model: is missing"
+    faults = [Fault("train.epochs", "must be at least 1"), Fault("train.steps", "no"), Fault("model", "is missing")]
+    assert read.locate(faults) == [
+        "job.yaml:1: model: is missing",
+        "job.yaml:2: train.steps: no",
+        "job.yaml:3: train.epochs: must be at least 1",
+    ]
 
 
 def test_json_with_tabs_keeps_its_values_and_has_lines_where_yaml_can_read_it() -> None:

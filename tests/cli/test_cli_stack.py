@@ -40,7 +40,8 @@ async def check_audit(llmos: Commands) -> None:
     remembered = llmos.directory / "remembered"
     verified = await llmos.run("audit", "verify", "--remember", str(remembered), "-o", "json")
     assert verified.code == 0, verified.out
-    assert (verified.json()["ok"], verified.json()["report"]["size"]) == (True, 3)
+    report = verified.json()["report"]
+    assert (report["ok"], report["size"], report["problems"]) == (True, 3, [])
     entries = (await llmos.run("audit", "show", "--start", "1", "-o", "json")).json()
     assert [(entry["index"], entry["entry"]["subject"]) for entry in entries] == [
         (number, f"llmos.evt.job.cancelled.default.job-{number}") for number in (1, 2)

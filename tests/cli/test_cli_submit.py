@@ -108,7 +108,7 @@ async def test_waiting_shows_progress_on_stderr_and_the_job_on_stdout(
     done = await llmos.run("submit", str(spec_file), "--wait", "-o", "json")
     assert done.code == 0, done.err
     assert done.json()["state"] == "deployed"
-    assert "train  step 1/2  loss 1" in done.err
+    assert "train, step 1/2, loss 1" in done.err
     assert "deployed: intents version 1 on scripted" in done.err
 
 
