@@ -1,0 +1,104 @@
+"""Places shape after shape on a cluster, fast: costs are kept per shape, and only nodes that changed are ranked again.
+
+A shape that fits nowhere is remembered until a lease ends on a node that it would fit: `give_back` names such shapes.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmos_scheduler.cluster import Cluster, Shape
+from llmos_scheduler.ranking import NEVER, Costs, Ranking, ranking
+
+FIRST_LESSON = 16  # tasks seen until the ranking first learns; then whenever there are four times as many
+KEPT_COSTS = 64 << 20  # costs in all that are kept, of 4 bytes each
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a task goes: number of the node, and its GPUs."""
+
+    node: int
+    gpus: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Known:
+    costs: Costs
+    seen: int  # position in the cluster's changes
+
+
+class Placer:
+    """A cluster with a ranking, what it learnt of demand, and its caches. The same calls give the same answers."""
+
+    def __init__(self, cluster: Cluster, policy: str = "gradient") -> None:
+        self.cluster = cluster
+        self.ranking: Ranking = ranking(policy, cluster)
+        self._known: OrderedDict[Shape, _Known] = OrderedDict()
+        self._limit = max(16, KEPT_COSTS // max(1, len(cluster)))
+        self._failed: dict[Shape, None] = {}
+        self._asked: Counter[Shape] = Counter()
+        self._tasks = 0
+        self._next_lesson = FIRST_LESSON
+
+    def expect(self, counts: Mapping[Shape, int]) -> None:
+        """These tasks were asked for (or wait): they count as demand."""
+        self._asked.update(counts)
+        self._tasks += sum(counts.values())
+        if self._tasks >= self._next_lesson:
+            self._next_lesson = 4 * self._tasks
+            self.ranking.learn(self._asked)
+            self._known.clear()
+
+    def place(self, shape: Shape) -> Placement | None:
+        """Lease the best node for the shape, or `None` if it fits nowhere."""
+        if shape in self._failed:
+            return None
+        costs = self._costs(shape)
+        node = int(costs.argmin()) if len(costs) else 0
+        if not len(costs) or costs[node] == NEVER:
+            self._failed[shape] = None
+            self._known.pop(shape, None)
+            return None
+        gpus = self.ranking.devices(shape, node)
+        self.cluster.take(node, shape, gpus)
+        return Placement(node, tuple(gpus))
+
+    def give_back(self, shape: Shape, placement: Placement) -> list[Shape]:
+        """End a lease; the shapes that fitted nowhere and might fit now, in the order in which they failed."""
+        self.cluster.give_back(placement.node, shape, placement.gpus)
+        return self.wake(placement.node)
+
+    def wake(self, node: int) -> list[Shape]:
+        """Forget that shapes failed which this node, that has more free than before, has room for; and name them."""
+        cluster, row = self.cluster, np.array([node])
+        cpus, memory = int(cluster.cpus[node]), int(cluster.memory[node])
+        milli = max(cluster.milli[node].tolist(), default=0)
+        woken = [
+            shape
+            for shape in self._failed
+            if shape.cpus <= cpus  # cheap, and true of few
+            and shape.memory <= memory
+            and (not shape.gpus or shape.milli <= milli)
+            and cluster.fitting(shape, row)[0][0]
+        ]
+        for shape in woken:
+            del self._failed[shape]
+        return woken
+
+    def _costs(self, shape: Shape) -> Costs:
+        cluster, known = self.cluster, self._known.get(shape)
+        now = len(cluster.changes)
+        if known is None or now - known.seen > len(cluster):
+            known = self._known[shape] = _Known(self.ranking.costs(shape), now)
+            if len(self._known) > self._limit:
+                self._known.popitem(last=False)
+        elif known.seen < now:
+            changed = cluster.changes[known.seen :]
+            rows = np.array(changed if len(changed) < 64 else sorted(set(changed)))
+            known.costs[rows] = self.ranking.costs(shape, rows)
+            known.seen = now
+        self._known.move_to_end(shape)
+        return known.costs
