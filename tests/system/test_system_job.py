@@ -1,10 +1,12 @@
 """The main job, end to end, on separate processes, driven by a plain NATS client."""
 
 import asyncio
+import base64
 import json
 import secrets
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,7 +110,7 @@ async def test_a_model_below_its_gate_is_refused_with_the_numbers(outsider: Outs
 
 async def test_of_two_waiting_jobs_the_higher_priority_runs_first(outsider: Outsider, stack: local.StackInfo) -> None:
     nodes = json.loads(cli(stack, "get", "nodes", "-o", "json").stdout)
-    whole = int(nodes["nodes"][0]["inventory"]["cpus"])
+    whole = int(nodes[0]["inventory"]["cpus"])
     every = {"cpus": whole, "memory": "512MiB"}
     first = await outsider.submit(outsider.spec(name="first", resources=every, deploy=None))
     await outsider.until(first, "task.placed", kind="train")
@@ -143,19 +145,49 @@ async def test_a_job_can_be_cancelled_in_every_state(
     history = await outsider.history(job)
     assert facts(history)[-1] == "job.cancelled"
     assert cli(stack, "cancel", job).returncode == 0, "a repeated cancel changes nothing"
-    nodes = json.loads(cli(stack, "get", "nodes", "-o", "json").stdout)["nodes"]
+    nodes = json.loads(cli(stack, "get", "nodes", "-o", "json").stdout)
     assert not any(job in task for node in nodes for task in node.get("tasks", []))
 
 
 async def test_poison_ends_in_dead_and_can_be_replayed(outsider: Outsider, stack: local.StackInfo) -> None:
-    await outsider.js.publish("llmos.infer.main.interactive.poison1", b"not json at all")
-    await outsider.js.publish("llmos.work.train.n1.poison2", b'{"task": 5}')
-    async with asyncio.timeout(30):
-        while True:
-            letters = json.loads(cli(stack, "dead", "list", "-o", "json").stdout)
-            subjects = {item["letter"]["subject"]: item["number"] for item in letters}
-            if {"llmos.work.train.n1.poison2"} <= set(subjects):
-                break
+    subject = "llmos.work.train.n1.poison"
+    await outsider.js.publish(subject, b'{"task": 5}')
+
+    async def letters() -> dict[int, dict[str, Any]]:
+        listed = json.loads(cli(stack, "dead", "list", "-o", "json").stdout)
+        return {item["number"]: item["letter"] for item in listed if item["letter"]["subject"] == subject}
+
+    async with asyncio.timeout(60):
+        while not (dead := await letters()):
             await asyncio.sleep(0.2)
-    replayed = cli(stack, "dead", "replay", str(subjects["llmos.work.train.n1.poison2"]))
-    assert replayed.returncode == 0, replayed.stderr
+        number, letter = next(iter(dead.items()))
+        assert base64.b64decode(letter["data"]) == b'{"task": 5}'
+        replayed = cli(stack, "dead", "replay", str(number))
+        assert replayed.returncode == 0, replayed.stderr
+        while len(await letters()) < 2:  # it was poison, and dies again
+            await asyncio.sleep(0.2)
+
+
+async def test_a_private_job_leaves_nothing_readable_and_every_key_release_is_a_fact(
+    outsider: Outsider, stack: local.StackInfo
+) -> None:
+    marker = "marker-of-a-private-row"
+    secret = outsider.material / "secret.jsonl"
+    row = json.dumps({"text": f"the {marker} is good", "label": "positive"})
+    secret.write_text((outsider.material / "train.jsonl").read_text() + row + "\n")
+    data = outsider.spec()["data"] | {"train": secret.as_uri()}
+    spec = outsider.spec(private=True, data=data, deploy={"name": "secret"})
+    history = await outsider.history(await outsider.submit(spec))
+    assert facts(history)[-1] == "job.deployed"
+    answer = await outsider.infer("secret", ["the lens is delightful"])
+    assert answer["outputs"][0]["label"] == "positive"
+    released = []
+    async with asyncio.timeout(20):
+        async for fact, event, _ in outsider.events():
+            if fact == "key.released":
+                released.append(event["principal"])
+                if event["principal"] == "inferencer/n1":
+                    break
+    assert {"trainer/n1", "exporter/n1", "inferencer/n1"} <= set(released)
+    stored = b"".join(path.read_bytes() for path in Path(stack.data_dir, "artifacts").rglob("*") if path.is_file())
+    assert marker.encode() not in stored
