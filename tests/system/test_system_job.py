@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -100,12 +101,14 @@ async def test_everything_wrong_in_the_data_is_reported_by_line(outsider: Outsid
 
 
 async def test_a_model_below_its_gate_is_refused_with_the_numbers(outsider: Outsider) -> None:
-    spec = outsider.spec(gate={"accuracy": {"min": 1.01}}, deploy={"name": "refused"})
+    spec = outsider.spec(gate={"accuracy": {"min": 0.1}, "size_bytes": {"max": 10}}, deploy={"name": "refused"})
     history = await outsider.history(await outsider.submit(spec))
     assert facts(history)[-1] == "job.refused"
     ended = history[-1][1]
-    assert "accuracy" in ended["reasons"][0]
-    assert ended["metrics"]["accuracy"] <= 1
+    assert len(ended["reasons"]) == 1
+    assert "size_bytes" in ended["reasons"][0]
+    assert ended["metrics"]["size_bytes"] > 10
+    assert not [fact for fact, _ in history if fact == "model.exported"]
 
 
 async def test_of_two_waiting_jobs_the_higher_priority_runs_first(outsider: Outsider, stack: local.StackInfo) -> None:
