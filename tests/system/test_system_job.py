@@ -26,7 +26,7 @@ def facts(history: list[tuple[str, dict[str, Any]]]) -> list[str]:
 def cli(stack: local.StackInfo, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "llmos_cli", *arguments]
     return subprocess.run(
-        program, env={"LLMOS_DATA_DIR": stack.data_dir, "PATH": ""}, capture_output=True, text=True, timeout=60
+        program, env=os.environ | {"LLMOS_DATA_DIR": stack.data_dir}, capture_output=True, text=True, timeout=60
     )
 
 
