@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmos_scheduler.cluster import Cluster, Shape
+from llmos_scheduler.cluster import WHOLE, Cluster, Shape
 from llmos_scheduler.ranking import NEVER, Costs, Ranking, ranking
 
 FIRST_LESSON = 16  # tasks seen until the ranking first learns; then whenever there are four times as many
@@ -31,7 +31,10 @@ class _Known:
 
 
 class Placer:
-    """A cluster with a ranking, what it learnt of demand, and its caches. The same calls give the same answers."""
+    """A cluster with a ranking, what it learnt of demand, and its caches. The same calls give the same answers.
+
+    Leases begin and end here. After another change of `cluster` that gives a node more room, call `wake`.
+    """
 
     def __init__(self, cluster: Cluster, policy: str = "gradient") -> None:
         self.cluster = cluster
@@ -60,7 +63,6 @@ class Placer:
         node = int(costs.argmin()) if len(costs) else 0
         if not len(costs) or costs[node] == NEVER:
             self._failed[shape] = None
-            self._known.pop(shape, None)
             return None
         gpus = self.ranking.devices(shape, node)
         self.cluster.take(node, shape, gpus)
@@ -75,17 +77,24 @@ class Placer:
         """Forget that shapes failed which this node, that has more free than before, has room for; and name them."""
         cluster, row = self.cluster, np.array([node])
         cpus, memory = int(cluster.cpus[node]), int(cluster.memory[node])
-        milli = max(cluster.milli[node].tolist(), default=0)
+        milli = cluster.milli[node].tolist()
+        most, whole = max(milli, default=0), milli.count(WHOLE)
         woken = [
             shape
             for shape in self._failed
             if shape.cpus <= cpus  # cheap, and true of few
             and shape.memory <= memory
-            and (not shape.gpus or shape.milli <= milli)
+            and (not shape.gpus or (shape.milli <= most and shape.gpus <= max(whole, 1)))
             and cluster.fitting(shape, row)[0][0]
         ]
         for shape in woken:
             del self._failed[shape]
+            known = self._known.get(shape)
+            if (
+                known is not None
+            ):  # it still fits no other node: leases only took from them, or they would have woken it
+                known.costs[node] = self.ranking.costs(shape, row)[0]
+                known.seen = len(cluster.changes)
         return woken
 
     def _costs(self, shape: Shape) -> Costs:

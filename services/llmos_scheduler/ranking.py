@@ -11,15 +11,19 @@ import numpy as np
 
 from llmos.errors import Rejected
 from llmos_scheduler.cluster import ALL, WHOLE, Cluster, Ints, Mask, Rows, Shape
-from llmos_scheduler.demand import SCALE, Demand
+from llmos_scheduler.demand import SCALE, Demand, Floats
 
 GRAIN = 100  # milli-GPU: losses that differ by less are ties
+BLOCK = 1024  # nodes at a time: what they need stays in the processor's cache
 NEVER = np.iinfo(np.int32).max
 Costs: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int32]]"
 
 
 class Ranking(Protocol):
-    """A way to rank nodes. It may keep what it computed of the cluster, but never what it decided."""
+    """A way to rank nodes. It may keep what it computed of the cluster, but never what it decided.
+
+    `rows` of `costs` is every node, or an array of their numbers.
+    """
 
     def learn(self, counts: Mapping[Shape, int]) -> None:
         """The shapes asked for so far; every cost may change."""
@@ -92,13 +96,18 @@ class Gradient(FirstFit):
         cluster = self.cluster
         self._refresh()
         fit, devices = cluster.fitting(shape, rows)
-        kind = cluster.kind[rows]
-        after, _ = self._after(shape, rows, devices)
-        loss = self._worth[rows] - after
-        if shape.gpus:
-            loss = loss + self._demand.price[kind] * (shape.demand * SCALE)
-        cost = np.floor(loss / (GRAIN * SCALE))
-        return np.where(fit, cost, NEVER).astype(np.int32)
+        costs = np.full(len(fit), NEVER, dtype=np.int32)
+        fits = np.flatnonzero(fit)
+        price = self._demand.price * (shape.demand * SCALE)
+        for start in range(0, len(fits), BLOCK):
+            here = fits[start : start + BLOCK]
+            nodes = here if isinstance(rows, slice) else rows[here]
+            after, _ = self._after(shape, nodes, devices[here])
+            loss = self._worth[nodes] - after
+            if shape.gpus:
+                loss += price[cluster.kind[nodes]]
+            costs[here] = np.floor(loss / (GRAIN * SCALE))
+        return costs
 
     def devices(self, shape: Shape, node: int) -> list[int]:
         rows = np.array([node])
@@ -107,12 +116,10 @@ class Gradient(FirstFit):
             return [int(self._after(shape, rows, able)[1][0])]
         return fullest(self.cluster, shape, node, able[0])
 
-    def _after(
-        self, shape: Shape, rows: Rows, devices: Mask
-    ) -> tuple["np.ndarray[tuple[int], np.dtype[np.float64]]", Ints]:
+    def _after(self, shape: Shape, nodes: Ints, devices: Mask) -> tuple[Floats, Ints]:
         cluster = self.cluster
         return self._demand.worth_after(
-            shape, cluster.kind[rows], cluster.cpus[rows], cluster.memory[rows], cluster.milli[rows], devices
+            shape, cluster.kind[nodes], cluster.cpus[nodes], cluster.memory[nodes], cluster.milli[nodes], devices
         )
 
 

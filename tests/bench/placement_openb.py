@@ -1,4 +1,4 @@
-"""GPU allocation when 130 % was asked for, against first fit and the published figures of fragmentation-gradient descent.
+"""GPU allocation when 130 % was asked for, against first fit and the published fragmentation-gradient descent.
 
 python tests/bench/placement_openb.py DATA_DIR [seeds]
 
