@@ -1,7 +1,7 @@
 """`llmos cancel` and `llmos explain`."""
 
 import asyncio
-import getpass
+import os
 from typing import TYPE_CHECKING
 
 from llmos_cli.exits import Exit
@@ -32,7 +32,7 @@ def cancel(
 
     async def ask() -> "JobView":
         async with await target.connect() as client:
-            return await client.cancel(job, reason, requested_by=f"cli/{getpass.getuser()}")
+            return await client.cancel(job, reason, requested_by=f"cli/{os.environ.get('USER', 'somebody')}")
 
     view = asyncio.run(ask())
     if output == "table":

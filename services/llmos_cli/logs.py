@@ -57,7 +57,7 @@ def logs(
 async def _job(job: str, follow: bool, output: str, target: Target) -> int:
     import msgspec
 
-    from llmos.history import ENDS, follow_job, read_job
+    from llmos.history import ENDS, follow_job, read_job, tenant_in
     from llmos_cli.telling import tell
 
     def show(heard: "Heard", event: "Struct") -> None:
@@ -74,7 +74,8 @@ async def _job(job: str, follow: bool, output: str, target: Target) -> int:
         for heard, event in known:
             show(heard, event)
         if follow and not isinstance(known[-1][1], ENDS):
-            async with aclosing(follow_job(client.bus, job, known[-1][0].sequence + 1)) as facts:
+            last = known[-1][0]
+            async with aclosing(follow_job(client.bus, job, last.sequence + 1, tenant=tenant_in(last))) as facts:
                 async for heard, event in facts:
                     show(heard, event)
     return Exit.OK

@@ -81,7 +81,7 @@ def _read(file: str) -> "SpecFile":
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"there is no file {file}", remedy="Correct the path.", code="rejected") from None
+        raise NotFound(f"there is no file {file}", remedy="Correct the path.") from None
     except UnicodeDecodeError as error:
         raise Rejected(f"{file}: not UTF-8 at byte {error.start}", remedy="Save the file as UTF-8 text.") from error
     return read_spec(text, "stdin" if file == "-" else file, as_json=file.endswith(".json"))
@@ -120,7 +120,7 @@ class _Submission:
         from llmos_cli import spec_references
 
         async with await target.connect() as client:
-            if client.store is not None:
+            if client.artifacts:
                 references = await spec_references.upload(self._found, lambda path: _upload(client, path))
             else:
                 references = {field: path.as_uri() for field, path in self._found.items()}
@@ -129,23 +129,17 @@ class _Submission:
 
     async def _hear(self, client: "Client") -> int:
         """Print the id, unless the scheduler rejects the spec at once."""
-        from llmos.contracts.jobs import JobAdmitted, JobRejected
+        from llmos.contracts.jobs import JobRejected
 
-        state = "submitted"
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN_S), aclosing(client.events(self.job)) as events:
-                async for event in events:
-                    if isinstance(event, JobRejected):
-                        return self._rejected(event.faults)
-                    if isinstance(event, JobAdmitted):
-                        state = "queued"
-                        break
-        except TimeoutError:
+        said = await client.verdict(self.job, client.tenant_of(self._spec), ANSWER_WITHIN_S)
+        if isinstance(said, JobRejected):
+            return self._rejected(said.faults)
+        if said is None:
             say("the scheduler has not answered yet; the job waits on the bus")
         if self._output == "table":
             print(self.job)
         else:
-            print_value({"job": self.job, "state": state}, self._output)
+            print_value({"job": self.job, "state": "queued" if said else "submitted"}, self._output)
         return Exit.OK
 
     async def _follow(self, client: "Client") -> int:
@@ -155,8 +149,9 @@ class _Submission:
 
         say(f"job {self.job}")
         try:
-            async with asyncio.timeout(self._timeout), aclosing(client.events(self.job)) as events:
-                await watch(events, time.monotonic)
+            facts = client.events(self.job, client.tenant_of(self._spec))
+            async with asyncio.timeout(self._timeout), aclosing(facts):
+                await watch(facts, time.monotonic)
         except TimeoutError:
             raise Busy(
                 f"{self.job} has not ended within {self._timeout:g} s", remedy=f"llmos logs -f {self.job}; it goes on."

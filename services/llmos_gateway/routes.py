@@ -1,7 +1,6 @@
 """The routes: each is one question to the stack, and its answer as JSON."""
 
 import asyncio
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,11 +17,10 @@ from msgspec import Meta, Struct, field
 
 from llmos.client import Client
 from llmos.contracts.inference import InferenceAnswered
-from llmos.contracts.jobs import ENDED, Explanation, JobAdmitted, JobList, JobRejected, JobView
+from llmos.contracts.jobs import ENDED, Explanation, JobList, JobRejected, JobView
 from llmos.contracts.models import ModelRecord
 from llmos.contracts.nodes import NodeList
 from llmos.errors import Busy, NotFound, Rejected
-from llmos.history import follow_job
 from llmos.ids import is_token, new_id
 from llmos_gateway.config import GatewayConfig
 from llmos_gateway.problems import ProblemDetails, described, problem
@@ -124,7 +122,7 @@ async def submit_job(
             f"{job!r} can't be a job's id", remedy="Use 1 to 128 letters, digits, '_' and '-'.", param="Idempotency-Key"
         )
     await gateway.client.submit(spec, job)
-    first = await _first_fact(gateway.client, job, gateway.config.admit_within_s)
+    first = await gateway.client.verdict(job, gateway.client.tenant_of(spec), gateway.config.admit_within_s)
     if isinstance(first, JobRejected):
         detail = f"the job is rejected: {len(first.faults)} fault{'s' * (len(first.faults) != 1)}"
         return problem(422, "rejected", detail, remedy="Correct every fault and submit again.", faults=first.faults)
@@ -140,17 +138,6 @@ def _decode(body: bytes) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise Rejected("a job spec is an object", remedy='Send {"name": …, "model": …, "data": …}.')
     return spec
-
-
-async def _first_fact(client: Client, job: str, within: float) -> JobAdmitted | JobRejected | None:
-    try:
-        async with asyncio.timeout(within), aclosing(follow_job(client.bus, job)) as facts:
-            async for _, event in facts:
-                if isinstance(event, JobAdmitted | JobRejected):
-                    return event
-    except TimeoutError:
-        pass
-    return None
 
 
 @get("/v1/jobs", responses=described(400, 503))
@@ -198,7 +185,7 @@ async def follow_events(
     place = await find_place(gateway.client.bus, job, last_event_id or "")
     if place.over:
         return Response(None, status_code=204)
-    events = stream_events(gateway.client.bus, job, place.start, gateway.stopping, gateway.config.keep_alive_s)
+    events = stream_events(gateway.client.bus, job, place, gateway.stopping, gateway.config.keep_alive_s)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(events, media_type="text/event-stream", headers=headers)
 

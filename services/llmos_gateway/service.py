@@ -66,7 +66,7 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(context: Context[GatewayConfig]) -> None:
     """Answer HTTP until the service stops; requests under way are finished first."""
     config = context.config
-    client = Client(context.bus, store=context.store, telemetry=context.telemetry, clock=context.clock)
+    client = Client(context.bus, telemetry=context.telemetry, clock=context.clock)
     names = allowed_names(config.http_host, config.http_hosts)
     door = Door(make_app(Gateway(client, config, context.stopping)), context.telemetry, names)
     with listen(config.http_host, config.http_port) as bound:

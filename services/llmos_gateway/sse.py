@@ -10,7 +10,7 @@ from llmos.bus import Bus, Heard
 from llmos.cancel import cancel
 from llmos.contracts.subjects import token
 from llmos.errors import LlmosError, NotFound, Rejected
-from llmos.history import ENDS, follow_job, read
+from llmos.history import ENDS, follow_job, read, tenant_in
 
 RETRY_MS = 1000
 AHEAD = 64  # facts read ahead of a slow reader
@@ -21,6 +21,7 @@ _closing: set[asyncio.Task[None]] = set()
 class Place(Struct, frozen=True):
     """Where to begin: `start` is a sequence of EVENTS; `over` says that nothing is left to say."""
 
+    tenant: str
     start: int
     over: bool
 
@@ -35,18 +36,20 @@ async def find_place(bus: Bus, job: str, last_event_id: str) -> Place:
     facts = await read(bus, "EVENTS", [f"llmos.evt.job.*.*.{token(job)}"])
     if not facts and not await bus.last_sequence("JOBS", f"llmos.job.submit.*.{job}"):
         raise NotFound(f"there is no job {job!r}", remedy="See GET /v1/jobs.", param="job")
-    return Place(start, bool(facts) and isinstance(facts[-1].event(), ENDS) and facts[-1].sequence < start)
+    tenant = tenant_in(facts[0]) if facts else "*"
+    ends = [fact.sequence for fact in facts if tenant_in(fact) == tenant and isinstance(fact.event(), ENDS)]
+    return Place(tenant, start, bool(ends) and ends[-1] < start)
 
 
 async def stream_events(
-    bus: Bus, job: str, start: int, stopping: asyncio.Event, keep_alive_s: float
+    bus: Bus, job: str, place: Place, stopping: asyncio.Event, keep_alive_s: float
 ) -> AsyncGenerator[bytes, None]:
     """The stream's bytes, until the job has ended or the gateway stops (the reader then resumes elsewhere).
 
     The history is followed in a task of its own: the server cancels this generator without letting it await anything.
     """
     queue: asyncio.Queue[Heard | None] = asyncio.Queue(AHEAD)
-    pumping = asyncio.create_task(_pump(bus, job, start, queue))
+    pumping = asyncio.create_task(_pump(bus, job, place, queue))
     stopped = asyncio.create_task(_end(stopping, queue))
     try:
         yield f"retry: {RETRY_MS}\n\n".encode()
@@ -65,9 +68,9 @@ async def stream_events(
         closing.add_done_callback(_closing.discard)
 
 
-async def _pump(bus: Bus, job: str, start: int, queue: asyncio.Queue[Heard | None]) -> None:
+async def _pump(bus: Bus, job: str, place: Place, queue: asyncio.Queue[Heard | None]) -> None:
     with suppress(LlmosError):  # the bus is gone: the stream ends, and its reader resumes
-        async with aclosing(follow_job(bus, job, start)) as facts:
+        async with aclosing(follow_job(bus, job, place.start, tenant=place.tenant)) as facts:
             async for heard, _ in facts:
                 await queue.put(heard)
     await queue.put(None)

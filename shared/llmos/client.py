@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,9 @@ from llmos.contracts.jobs import (
     CancelRequested,
     ExplainRequested,
     Explanation,
+    JobAdmitted,
     JobList,
+    JobRejected,
     JobRequested,
     JobSpec,
     JobsRequested,
@@ -34,7 +36,7 @@ from llmos.contracts.jobs import (
 )
 from llmos.contracts.models import ModelRecord
 from llmos.contracts.nodes import NodeList, NodesRequested, NodeView
-from llmos.errors import Busy, NotFound, Rejected, Unreachable, from_problem
+from llmos.errors import Busy, LlmosError, NotFound, Rejected, Unreachable, from_problem
 from llmos.history import ENDS, DeploymentView, follow_job, read_deployments
 from llmos.ids import is_token, new_id
 from llmos.telemetry import Telemetry
@@ -56,13 +58,14 @@ class Client:
         bus: Bus,
         *,
         tenant: str = "default",
-        store: ArtifactStore | None = None,
+        artifacts: str = "",
         telemetry: Telemetry | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.bus = bus
         self.tenant = tenant
-        self.store = store
+        self.artifacts = artifacts
+        self._store: ArtifactStore | None = None
         self._telemetry = telemetry or Telemetry("client")
         self._clock = clock or SystemClock()
         self._deployed: set[str] = set()
@@ -96,12 +99,7 @@ class Client:
         except Busy as error:
             telemetry.close()
             raise Unreachable(error.problem.message, remedy=error.problem.remedy) from error
-        try:
-            store = open_store(store_url) if store_url else None
-        except BaseException:
-            await bus.close()
-            raise
-        return cls(bus, tenant=tenant, store=store, telemetry=telemetry)
+        return cls(bus, tenant=tenant, artifacts=store_url, telemetry=telemetry)
 
     async def close(self) -> None:
         """Disconnect."""
@@ -119,20 +117,32 @@ class Client:
     async def submit(self, spec: Mapping[str, Any] | JobSpec, job_id: str | None = None) -> str:
         """Publish a job; its id. It is persisted when this returns, and publishing one id again changes nothing.
 
-        Whether the spec is right is said by `JobAdmitted` or `JobRejected` (see `events`, `wait`).
+        Whether the spec is right is said by `JobAdmitted` or `JobRejected` (see `verdict`, `events`, `wait`).
         """
         job = job_id or new_id("job")
-        if isinstance(spec, Mapping):
-            body: Any = {"tenant": self.tenant, **spec}
-            named = body["tenant"]
-        else:
-            body, named = spec, spec.tenant
-        # A tenant that can't be part of a subject is one fault among others: the scheduler lists them all.
-        tenant = named if isinstance(named, str) and is_token(named) else self.tenant
+        tenant = self.tenant_of(spec)
+        body = {"tenant": tenant, **spec} if isinstance(spec, Mapping) else spec
         subject = subjects.job_submit(tenant, job)
         with self._telemetry.span("submit job", kind="producer", job=job):
-            await self.bus.publish(subject, body, type="llmos.job.submitted.v1", id=job)
+            await self.bus.publish(subject, body, type="llmos.job.submitted.v1", id=f"{tenant}.{job}")
         return job
+
+    def tenant_of(self, spec: Mapping[str, Any] | JobSpec) -> str:
+        """For whom a spec is submitted.
+
+        A tenant that can't be part of a subject is one fault among others: the scheduler then lists them all.
+        """
+        named = spec.get("tenant") if isinstance(spec, Mapping) else spec.tenant
+        return named if isinstance(named, str) and is_token(named) else self.tenant
+
+    async def verdict(self, job: str, tenant: str, within: float) -> JobAdmitted | JobRejected | None:
+        """What the scheduler said of a submission; `None` if it has said nothing within so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within), aclosing(follow_job(self.bus, job, tenant=tenant)) as facts:
+                async for _, event in facts:
+                    if isinstance(event, JobAdmitted | JobRejected):
+                        return event
+        return None
 
     async def job(self, job: str) -> JobView:
         """A job as it stands, with its tasks."""
@@ -152,19 +162,27 @@ class Client:
         request = CancelRequested(_one(job, "job"), requested_by, reason)
         return cast(JobView, await self._ask("cancel", request))
 
-    async def events(self, job: str) -> AsyncGenerator[Struct, None]:
-        """Every fact of a job, from its first one, as typed events; ends after the fact that ends the job."""
-        async with aclosing(follow_job(self.bus, job)) as facts:
+    async def events(self, job: str, tenant: str = "*") -> AsyncGenerator[Struct, None]:
+        """Every fact of a job, from its first one, as typed events; ends after the fact that ends the job.
+
+        `tenant` matters only if two tenants used one id: it then says whose job is meant.
+        """
+        async with aclosing(follow_job(self.bus, job, tenant=tenant)) as facts:
             async for _, event in facts:
                 yield event
 
     async def wait(self, job: str, timeout: float | None = None) -> JobView:
         """Wait until a job has ended; how it ended. Raises `Busy` after `timeout` seconds; the job goes on."""
         try:
-            async with asyncio.timeout(timeout), aclosing(self.events(job)) as events:
-                async for event in events:
-                    if isinstance(event, ENDS):
-                        break
+            async with asyncio.timeout(timeout):
+                with suppress(LlmosError):  # not admitted yet, or nobody to ask: its facts will tell
+                    view = await self.job(job)
+                    if view.state in ENDED:
+                        return view
+                async with aclosing(self.events(job)) as events:
+                    async for event in events:
+                        if isinstance(event, ENDS):
+                            break
         except TimeoutError:
             raise Busy(f"{job} has not ended within {timeout:g} s", remedy="Wait longer; the job goes on.") from None
         return await self.ended(job)
@@ -267,16 +285,16 @@ class Client:
 
     async def upload(self, path: str | Path) -> str:
         """Store a file, or a directory as a tree; `artifact:sha256:…`, to be used in a spec."""
-        if self.store is None:
-            raise Rejected(
-                "no artifact store is known to upload to", remedy="Set LLMOS_ARTIFACTS to the stack's store."
-            )
+        if not self.artifacts:
+            raise Rejected("no artifact store is known", remedy="Set LLMOS_ARTIFACTS to the stack's store.")
+        if self._store is None:
+            self._store = await asyncio.to_thread(open_store, self.artifacts)
         path = Path(path)
         if path.is_dir():
-            return f"artifact:{await put_tree(self.store, path, kind='upload', meta={'name': path.name})}"
+            return f"artifact:{await put_tree(self._store, path, kind='upload', meta={'name': path.name})}"
         if not path.is_file():
             raise NotFound(f"there is no file {path}", remedy="Correct the path.")
-        return f"artifact:{await self.store.put_file(path)}"
+        return f"artifact:{await self._store.put_file(path)}"
 
     async def _ask(self, verb: str, request: Struct) -> Any:
         return await self.bus.call("scheduler", verb, request)

@@ -29,14 +29,14 @@ ENDS = (
 )
 
 
-def job_filters(job: str) -> list[str]:
+def job_filters(job: str, tenant: str = "*") -> list[str]:
     """Filter subjects of EVENTS that hold all facts of a job; those of models and replicas hold other jobs' too."""
     return [
-        f"llmos.evt.job.*.*.{token(job)}",
-        *(f"llmos.evt.task.*.*.{job}-{kind}" for kind in KINDS),
-        "llmos.evt.model.*.*.*",
-        "llmos.evt.deployment.*.*.*",
-        "llmos.evt.replica.*.*.*",
+        f"llmos.evt.job.*.{tenant}.{token(job)}",
+        *(f"llmos.evt.task.*.{tenant}.{job}-{kind}" for kind in KINDS),
+        f"llmos.evt.model.*.{tenant}.*",
+        f"llmos.evt.deployment.*.{tenant}.*",
+        f"llmos.evt.replica.*.{tenant}.*",
     ]
 
 
@@ -45,15 +45,26 @@ def job_of(event: Struct) -> str:
     return str(getattr(event, "job", "") or getattr(getattr(event, "version", None), "job", ""))
 
 
-async def follow_job(bus: Bus, job: str, start: int = 1) -> AsyncGenerator[tuple[Heard, Struct], None]:
+def tenant_in(heard: Heard) -> str:
+    """The tenant that an event's subject names."""
+    return heard.subject.split(".")[4]
+
+
+async def follow_job(
+    bus: Bus, job: str, start: int = 1, *, tenant: str = "*"
+) -> AsyncGenerator[tuple[Heard, Struct], None]:
     """Every fact of a job from stream sequence `start` on, with its place in EVENTS, until the job has ended.
 
-    A job that nobody has submitted is waited for.
+    A job that nobody has submitted is waited for. Ids are unique among all tenants: whoever used one first owns it, and
+    without `tenant` the first fact says who that is. The rejection that tells another tenant so is none of the job's.
     """
-    async with aclosing(_closable(bus.follow("EVENTS", job_filters(job), start=start))) as history:
+    async with aclosing(_closable(bus.follow("EVENTS", job_filters(job, tenant), start=start))) as history:
         async for heard in history:
             event = heard.event()
             if event is None or job_of(event) != job:
+                continue
+            tenant = tenant_in(heard) if tenant == "*" else tenant
+            if tenant_in(heard) != tenant:
                 continue
             yield heard, event
             if isinstance(event, ENDS):
@@ -69,7 +80,8 @@ async def read_job(bus: Bus, job: str) -> list[tuple[Heard, Struct]]:
         return []
     kept = await read(bus, "EVENTS", job_filters(job), start=first[0].sequence)
     facts = [(heard, event) for heard in kept if (event := heard.event()) is not None]
-    return [(heard, event) for heard, event in facts if job_of(event) == job]
+    owner = tenant_in(first[0])
+    return [(heard, event) for heard, event in facts if job_of(event) == job and tenant_in(heard) == owner]
 
 
 async def read(

@@ -107,6 +107,7 @@ class SyncClient:
             raise
 
     submit = blocking(Client.submit)
+    verdict = blocking(Client.verdict)
     job = blocking(Client.job)
     jobs = blocking(Client.jobs)
     explain = blocking(Client.explain)
@@ -122,8 +123,10 @@ class SyncClient:
 
     def close(self) -> None:
         """Disconnect and end the background thread."""
-        self.portal.call(self.inner.close())
-        self.portal.close()
+        try:
+            self.portal.call(self.inner.close())
+        finally:
+            self.portal.close()
 
     def __enter__(self) -> "SyncClient":
         return self

@@ -45,6 +45,15 @@ async def test_a_job_that_the_scheduler_has_not_seen_yet_is_accepted(http: httpx
     assert (response.status_code, response.json()["state"]) == (202, "submitted")
 
 
+async def test_a_job_of_another_tenant_under_the_same_id_is_not_taken_for_ours(
+    http: httpx.AsyncClient, bus: Bus
+) -> None:
+    theirs = jobs.JobSpec("x", jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a"), tenant="theirs")
+    await bus.emit(jobs.JobAdmitted("job-7", theirs, 1.0))
+    response = await http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "job-7"})
+    assert response.status_code == 202
+
+
 async def test_an_idempotency_key_is_the_jobs_id_and_repeating_makes_no_second_job(
     http: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:

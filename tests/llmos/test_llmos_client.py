@@ -49,6 +49,26 @@ async def test_events_of_other_jobs_are_not_shown(client: Client, scheduler: Scr
     assert [event.version.job for event in exported] == [job]
 
 
+async def test_another_tenant_that_uses_a_jobs_id_is_told_so_and_disturbs_nobody(client: Client, bus: Bus) -> None:
+    spec = jobs.JobSpec("intents", jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a"))
+    await bus.emit(jobs.JobAdmitted("job-1", spec, 1.0))
+    await bus.emit(jobs.JobRejected("job-1", "other", [jobs.Fault("", "the job id job-1 is taken")]))
+    await bus.emit(jobs.JobSucceeded("job-1", "default", "intents", 1))
+    assert [type(event) async for event in client.events("job-1")] == [jobs.JobAdmitted, jobs.JobSucceeded]
+    assert isinstance(await client.verdict("job-1", "default", 5), jobs.JobAdmitted)
+    assert isinstance(await client.verdict("job-1", "other", 5), jobs.JobRejected)
+    assert await client.verdict("job-2", "default", 0.1) is None
+
+
+async def test_one_id_of_two_tenants_is_two_submissions(nats_url: str, scheduler: ScriptedScheduler) -> None:
+    async with await Client.connect(nats_url, "a") as a, await Client.connect(nats_url, "b") as b:
+        await a.submit(SPEC, "job-1")
+        await b.submit(SPEC, "job-1")
+        async with asyncio.timeout(10):
+            while len(scheduler.heard) < 2:
+                await asyncio.sleep(0.01)
+
+
 async def test_waiting_gives_the_job_as_it_ended(client: Client, scheduler: ScriptedScheduler) -> None:
     scheduler.story = refused
     view = await client.wait(await client.submit(SPEC), timeout=10)
