@@ -49,7 +49,7 @@ def submit(
     timeout
         With --wait: give up waiting after so many seconds.
     dry_run
-        Only read the spec and look for its files, print it as it would be published, and publish nothing.
+        Only read and check the spec, print it as it would be published, and publish nothing.
     id
         The job's id; submitting one id twice makes one job.
     """
@@ -59,10 +59,11 @@ def submit(
     spec = specfile.override(read.spec, set or [])
     folder = Path.cwd() if file == "-" else Path(file).absolute().parent
     found, faults = spec_references.find_local(spec, folder)
-    if faults:
+    resolved = spec_references.replace(spec, {field: path.as_uri() for field, path in found.items()})
+    if faults := _check(resolved, target.tenant, faults):
         return _reject(read.locate(faults))
     if dry_run:
-        print_value(spec_references.replace(spec, {field: path.as_uri() for field, path in found.items()}), output)
+        print_value(resolved, output)
         return Exit.OK
     submission = _Submission(read, spec, found, id, wait, timeout, output)
     try:
@@ -85,6 +86,20 @@ def _read(file: str) -> "SpecFile":
     except UnicodeDecodeError as error:
         raise Rejected(f"{file}: not UTF-8 at byte {error.start}", remedy="Save the file as UTF-8 text.") from error
     return read_spec(text, "stdin" if file == "-" else file, as_json=file.endswith(".json"))
+
+
+def _check(spec: dict[str, Any], tenant: str, missing: "list[Fault]") -> "list[Fault]":
+    """Everything that is wrong with a spec, as the scheduler would say it, and the files that are not there."""
+    import msgspec
+
+    from llmos.specs import check_spec
+
+    named = spec.get("tenant", tenant)
+    faults = check_spec(msgspec.json.encode(spec), tenant=named if isinstance(named, str) else tenant, now=time.time())[
+        1
+    ]
+    said = {fault.path for fault in missing}
+    return [*missing, *(fault for fault in faults if fault.path not in said)]
 
 
 def _reject(lines: list[str]) -> int:

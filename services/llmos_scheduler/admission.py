@@ -4,9 +4,9 @@ import msgspec
 from msgspec import Struct
 
 from llmos.contracts.jobs import Fault, JobAdmitted, JobRejected
+from llmos.specs import check_spec
 from llmos_scheduler.effects import Emit
 from llmos_scheduler.records import State
-from llmos_scheduler.spec import check_spec
 
 LONGEST_ID = 100  # characters of a job id
 

@@ -59,6 +59,21 @@ async def test_a_dry_run_needs_no_stack_and_publishes_nothing(llmos: Commands, s
     assert (spec["priority"], spec["data"]["train"]) == (90, spec_file.with_name("rows.jsonl").as_uri())
 
 
+async def test_every_fault_of_a_spec_is_found_without_a_stack(llmos: Commands, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: a b\ntrain:\n  epochs: 0\n  epoch: 1\nmodel:\n  base: ./none\n")
+    for arguments in (("--dry-run",), ()):
+        done = await llmos.run("submit", "job.yaml", *arguments)
+        assert (done.code, done.out) == (2, "")
+        places = [line.split(": ")[1:3] for line in done.err.splitlines() if line.startswith("error: ")]
+        assert places == [
+            ["job.yaml:1", "data"],
+            ["job.yaml:1", "name"],
+            ["job.yaml:3", "train.epochs"],
+            ["job.yaml:4", "train.epoch"],
+            ["job.yaml:6", "model.base"],
+        ]
+
+
 async def test_a_rejected_spec_is_2_and_every_fault_names_its_line(
     llmos: Commands, scheduler: ScriptedScheduler, spec_file: Path
 ) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.contracts.jobs import JobAdmitted, JobRejected
+from llmos.specs import LARGEST_SPEC, MOST_FAULTS, check_spec
 from llmos_scheduler.admission import admit
-from llmos_scheduler.spec import LARGEST_SPEC, MOST_FAULTS, check_spec
 
 NOW = 1_790_000_000.0
 GOOD: dict[str, Any] = {
