@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llmos.contracts.jobs import Fault
 from llmos.contracts.models import ModelRecord
-from llmos.errors import NotFound, Rejected
+from llmos.errors import Busy, NotFound, Rejected
 from llmos.references import fetch, parse
 from llmos_trainer import core
 from llmos_trainer.core import Effect
@@ -22,11 +22,15 @@ async def check(run: Run) -> Effect:
     references = {f"data.{name}": text for name in SPLITS if (text := getattr(data, name)) is not None}
     references["model.base"] = run.assigned.spec.model.base
     arrived: dict[str, str] = {}
+    away: dict[str, Busy] = {}
     for at, (field, text) in enumerate(references.items()):
         run.progress(Progressed(f"fetching {field}", fraction=0.25 * at / len(references)))
         try:
             arrived[field] = str(await run.unless_told(_fetch(run, text, run.folder / field)))
         except Rejected as error:
+            faults.append(Fault(field, str(error)))
+        except Busy as error:  # it may come with another attempt; what is wrong beside it is said now
+            away[field] = error
             faults.append(Fault(field, str(error)))
     crashes = 0
     while True:
@@ -42,6 +46,8 @@ async def check(run: Run) -> Effect:
         )
         end, exit = await run.child("llmos_trainer.checking:run", order, NO_GPU)
         effect = core.decide_ended(end, exit, run.intent, crashes)
+        if isinstance(effect, core.SayRejected) and away and all(fault.path in away for fault in effect.faults):
+            raise next(iter(away.values()))
         if not isinstance(effect, core.StartAgain):
             return effect
         crashes += 1

@@ -292,6 +292,24 @@ async def test_all_that_is_wrong_with_a_job_is_rejected_at_once(
     ]
 
 
+async def test_faults_in_the_data_are_told_although_the_hub_is_away(
+    trainer: Stack, spec: JobSpec, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    away = msgspec.structs.replace(spec, model=ModelSource("hf:some/model@main"))
+    await trainer.assign(away, "check", "away")
+    failed = (await trainer.facts("away"))[-1]
+    assert isinstance(failed, TaskFailed)
+    assert failed.retryable
+    bad = shared_path / "bad-too.csv"
+    bad.write_text("text,label\nhello,x\n,y\n")
+    await trainer.assign(msgspec.structs.replace(away, data=DataSource(bad.as_uri())), "check", "away-and-bad")
+    rejected = (await trainer.facts("away-and-bad"))[-1]
+    assert isinstance(rejected, TaskRejected)
+    assert {fault.path for fault in rejected.faults} >= {"model.base", bad.as_uri()}
+
+
 async def test_a_check_runs_beside_a_training(trainer: Stack, spec: JobSpec, inputs: dict[str, str]) -> None:
     await trainer.assign(msgspec.structs.replace(spec, train=LONG), "train", "beside", inputs=inputs)
     await trainer.facts("beside", TaskCheckpointed)
