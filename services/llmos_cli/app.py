@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("jobs:cancel", "Cancel a job."),
     "explain": ("jobs:explain", "Say why a job waits."),
     "infer": ("infer:infer", "Ask a deployed model."),
+    "simulate": ("simulate:app", "Try placement policies on a trace of nodes and tasks."),
     "audit": ("audit:app", "Verify, show and prove the audit log."),
     "dead": ("dead:app", "List, show and replay messages that no service could handle."),
 }

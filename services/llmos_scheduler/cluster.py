@@ -72,12 +72,16 @@ class Shape:
         """milli-GPU in all."""
         return self.gpus * self.milli if self.gpus else 0
 
+    def suits(self, device: Device) -> bool:
+        """Whether the device is of an allowed model and large enough."""
+        return (not self.models or device.model in self.models) and device.memory >= self.gpu_memory
+
 
 class Cluster:
     """What is free now. `changes` lists the nodes that leases changed, in order: who caches keeps a position in it.
 
     Arrays, a row a node: `cpus`, `memory`; a column a device: `milli`, `gpu_memory` (0 where there is no device);
-    `kind` is the index of the node's hardware (labels aside) in `kinds`.
+    `kind` is the index of the node's hardware (labels aside) in `kinds`; `types` are the different devices.
     """
 
     def __init__(self, machines: Iterable[Machine]) -> None:
@@ -90,22 +94,23 @@ class Cluster:
         self.gpu_memory: Ints = np.zeros((count, self.width), dtype=np.int64)
         self.open: Mask = np.ones(count, dtype=np.bool_)
         self.changes: list[int] = []
-        self.models = sorted({device.model for machine in self.machines for device in machine.devices})
+        devices = {device for machine in self.machines for device in machine.devices}
+        self.types = sorted(devices, key=lambda device: (device.model, device.memory))
         known: dict[tuple[int, int, tuple[Device, ...]], int] = {}
         kinds = [
             known.setdefault((machine.cpus, machine.memory, machine.devices), len(known)) for machine in self.machines
         ]
         self.kind: Ints = np.array(kinds, dtype=np.int64)
         self.kinds = [Machine(*key) for key in known]
-        number = {model: index for index, model in enumerate(self.models)}
-        self.kind_models: Ints = np.full((len(known), self.width), -1, dtype=np.int64)  # -1: no device
+        number = {device: index for index, device in enumerate(self.types)}
+        self.kind_types: Ints = np.full((len(known), self.width), -1, dtype=np.int64)  # -1: no device
         for row, machine in enumerate(self.kinds):
-            self.kind_models[row, : len(machine.devices)] = [number[device.model] for device in machine.devices]
+            self.kind_types[row, : len(machine.devices)] = [number[device] for device in machine.devices]
         for row, machine in enumerate(self.machines):
             self.milli[row, : len(machine.devices)] = WHOLE
             self.gpu_memory[row, : len(machine.devices)] = [device.memory for device in machine.devices]
         self.capacity = int(self.milli.sum())  # milli-GPU
-        self._allowed: dict[frozenset[str], Mask] = {}
+        self._allowed: dict[tuple[frozenset[str], int], Mask] = {}
         self._labelled: dict[frozenset[tuple[str, str]], Mask] = {}
 
     def __len__(self) -> int:
@@ -116,12 +121,13 @@ class Cluster:
         """milli-GPU that are leased."""
         return self.capacity - int(self.milli.sum())
 
-    def allowed(self, models: frozenset[str]) -> Mask:
-        """Which devices of each kind are of these models (of any, if there are none)."""
-        mask = self._allowed.get(models)
+    def allowed(self, shape: Shape) -> Mask:
+        """Which devices of each kind the shape could use if they were free."""
+        key = shape.models, shape.gpu_memory
+        mask = self._allowed.get(key)
         if mask is None:
-            numbers = [number for number, model in enumerate(self.models) if not models or model in models]
-            mask = self._allowed[models] = np.isin(self.kind_models, numbers)
+            numbers = [number for number, device in enumerate(self.types) if shape.suits(device)]
+            mask = self._allowed[key] = np.isin(self.kind_types, numbers)
         return mask
 
     def labelled(self, labels: frozenset[tuple[str, str]]) -> Mask:
@@ -140,7 +146,7 @@ class Cluster:
         devices: Mask = self.milli[rows] >= shape.milli
         if not shape.gpus:
             return fit, devices
-        devices &= self.allowed(shape.models)[self.kind[rows]]
+        devices &= self.allowed(shape)[self.kind[rows]]
         if shape.gpu_memory:
             devices &= self.gpu_memory[rows] >= shape.gpu_memory
         fit &= devices.any(axis=1) if shape.gpus == 1 else devices.sum(axis=1) >= shape.gpus

@@ -3,7 +3,7 @@
 After Weng et al., 'Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent'
 (USENIX ATC 2023): a free GPU is a fragment for every task that could not use it, and a node's fragmentation is the mean
 over the tasks of the workload. As what is free falls by the same amount wherever a task goes, to add the least
-fragmentation is to lose the least usable capacity. Ours is coarse: cpus in 8 steps and GPUs in steps of 20 milli, so
+fragmentation is to lose the least usable capacity. Ours is coarse: cpus in 32 steps and GPUs in steps of 20 milli, so
 that a node is a few look-ups in a table. Two things are added:
 
 - GPUs that a node's cpus or memory would not last for, if all of it went to tasks of average proportions, are stranded.
@@ -24,7 +24,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 STEP = 20  # milli
 STEPS = WHOLE // STEP + 1
-LEVELS = 8  # of cpus
+LEVELS = 32  # of cpus
 SCALE = 16  # worth is counted in sixteenths of a milli-GPU
 STRANDED = 0.5  # how much a stranded GPU counts against one that fits nothing at once
 SCARCITY = 0.5  # how much hardware that restricted tasks would fill counts against GPUs that are lost
@@ -42,24 +42,24 @@ class Demand:
         cpus = np.repeat([shape.cpus for shape, _ in wanted], [count for _, count in wanted]) if wanted else np.zeros(1)
         self._levels: Ints = np.unique(np.quantile(cpus, np.linspace(0, 1, LEVELS), method="higher")).astype(np.int64)
         levels = len(self._levels) + 1
-        models = max(1, len(cluster.models))
-        single = np.zeros((models, levels, STEPS))
-        several = np.zeros((models, levels, self._width))
+        types = max(1, len(cluster.types))
+        single = np.zeros((types, levels, STEPS))
+        several = np.zeros((types, levels, self._width))
         for shape, count in wanted:
             level = min(int(np.searchsorted(self._levels, shape.cpus)) + 1, levels - 1)
-            for model, name in enumerate(cluster.models):
-                if shape.models and name not in shape.models:
+            for type, device in enumerate(cluster.types):
+                if not shape.suits(device):
                     continue
                 if shape.gpus == 1:
-                    single[model, level, -(-shape.milli // STEP)] += count
+                    single[type, level, -(-shape.milli // STEP)] += count
                 elif shape.gpus < self._width:
-                    several[model, level, shape.gpus] += count
+                    several[type, level, shape.gpus] += count
         share = SCALE / max(tasks, 1)
         usable = single.cumsum(axis=1).cumsum(axis=2) * (np.arange(STEPS) * STEP * share)
         gangs = several.cumsum(axis=1).cumsum(axis=2) * (np.arange(self._width) * WHOLE * share)
-        self._usable: Ints = np.rint(usable).astype(np.int64).ravel()  # by model, level, free milli of one device
-        self._gangs: Ints = np.rint(gangs).astype(np.int64).ravel()  # by model, level, whole devices free
-        present = np.maximum(cluster.kind_models, 0)
+        self._usable: Ints = np.rint(usable).astype(np.int64).ravel()  # by type, level, free milli of one device
+        self._gangs: Ints = np.rint(gangs).astype(np.int64).ravel()  # by type, level, whole devices free
+        present = np.maximum(cluster.kind_types, 0)
         self._device_base: Ints = present * (levels * STEPS)
         first = present[:, 0] if cluster.width else np.zeros(len(present), dtype=np.int64)
         self._gang_base: Ints = first * (levels * self._width)
@@ -82,7 +82,7 @@ class Demand:
         capacity = nodes * np.array([len(machine.devices) * WHOLE for machine in cluster.kinds])
         for shape, count in wanted:
             fits = (cpus >= shape.cpus) & (memory >= shape.memory)
-            fits &= cluster.allowed(shape.models).sum(axis=1) >= shape.gpus
+            fits &= cluster.allowed(shape).sum(axis=1) >= shape.gpus
             if fits.any() and not fits[has].all():
                 price[fits] += count * shape.demand / total * cluster.capacity / int(capacity[fits].sum())
         return price

@@ -12,7 +12,7 @@ import numpy as np
 from llmos_scheduler.cluster import WHOLE, Cluster, Shape
 from llmos_scheduler.ranking import NEVER, Costs, Ranking, ranking
 
-FIRST_LESSON = 16  # tasks seen until the ranking first learns; then whenever there are four times as many
+FIRST_LESSON = 16  # tasks seen until the ranking first learns; then whenever they have doubled
 KEPT_COSTS = 64 << 20  # costs in all that are kept, of 4 bytes each
 
 
@@ -51,7 +51,7 @@ class Placer:
         self._asked.update(counts)
         self._tasks += sum(counts.values())
         if self._tasks >= self._next_lesson:
-            self._next_lesson = 4 * self._tasks
+            self._next_lesson = 2 * self._tasks
             self.ranking.learn(self._asked)
             self._known.clear()
 

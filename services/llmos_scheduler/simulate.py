@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -21,16 +22,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _saturate(options)
     except LlmosError as error:
-        sys.stderr.write("\n".join(filter(None, (error.problem.message, error.problem.remedy))) + "\n")
-        return 2
+        return _refuse(error.problem.message, error.problem.remedy)
     except OSError as error:
-        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
-        return 2
+        return _refuse(f"{error.filename}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return _refuse(f"the trace is not UTF-8 text: {error.reason} at byte {error.start}")
     return 0
 
 
+def _refuse(message: str, remedy: str = "") -> int:
+    sys.stderr.write(f"error: {message}\n" + (f"  try: {remedy}\n" if remedy else ""))
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(_refuse(message, f"{self.prog} --help"))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llmos simulate", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="llmos simulate", description="Try placement policies on a trace.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fill = commands.add_parser("saturate", help="Fill a cluster: tasks arrive in random order and never leave.")
     fill.add_argument("--nodes", type=Path, required=True, help="CSV: sn,cpu_milli,memory_mib,gpu,model")
@@ -46,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demand(text: str) -> float:
-    value = float(text)
+    value = float(text) if text.replace(".", "", 1).isdigit() else -1.0
     if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} lies outside 0 to 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, at most 100")
     return value
 
 

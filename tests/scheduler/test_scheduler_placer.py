@@ -102,7 +102,7 @@ def test_what_is_remembered_changes_no_answer(policy: str) -> None:
         history.append(shape)
         placer.expect({shape: 1})
         fresh = ranking(policy, placer.cluster)  # knows only what is free now, and the same demand
-        lesson = max((count for count in (16, 64, 256) if count <= len(history)), default=0)
+        lesson = max((count for count in (16, 32, 64, 128, 256) if count <= len(history)), default=0)
         fresh.learn(Counter(history[:lesson]))
         costs = fresh.costs(shape)
         expected = int(costs.argmin())
