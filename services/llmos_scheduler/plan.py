@@ -35,11 +35,13 @@ class Plan:
 
 @dataclass(slots=True)
 class _Line:
-    """One leaf queue while it is served. `pool`: GPUs of its running jobs that are not selected yet."""
+    """One leaf queue while it is served. `running`: its running jobs that are still to be looked at, best rank first;
+    `pool`: GPUs that those hold which can stay, as far as is known by now."""
 
     name: str
     order: Order
     jobs: list[Job]
+    running: list[Job] = field(default_factory=list)
     position: int = 0
     pool: int = 0
     served: bool = False  # a job that had to compete was looked at
@@ -75,12 +77,16 @@ def plan(jobs: Iterable[Job], tree: Tree, orders: Mapping[str, Order], now: int,
     heads = {name: line.jobs[0].gpus for name, line in made.lines.items()}
     while heads:
         line = made.lines[tree.pick(heads)]
+        stopped = len(made.stops)
         _serve(made, line, line.jobs[line.position])
         line.position += 1
-        if line.position >= len(line.jobs) or (made.free <= 0 and not _may_take(made, line)):
-            del heads[line.name]
-        else:
-            heads[line.name] = line.jobs[line.position].gpus
+        for other in [line] if len(made.stops) == stopped else [made.lines[name] for name in heads]:
+            while other.position < len(other.jobs) and other.jobs[other.position].id in made.stops:
+                other.position += 1
+            if other.position >= len(other.jobs) or (made.free <= 0 and not _may_take(made, other)):
+                del heads[other.name]
+            else:
+                heads[other.name] = other.jobs[other.position].gpus
     for line in made.lines.values():
         for job in line.jobs:
             if job.running and job.id not in made.chosen:
@@ -95,13 +101,13 @@ def _line_up(made: _Planning, jobs: Iterable[Job]) -> None:
         if line is None:
             line = made.lines[job.queue] = _Line(job.queue, made.orders[job.queue], [])
         line.jobs.append(job)
-        if job.running:
-            line.pool += job.gpus
-            made.free -= job.gpus
     made.lines = dict(sorted(made.lines.items()))
     for line in made.lines.values():
         rank, now = line.order.rank, made.now
         line.jobs.sort(key=lambda job: (not _pinned(made, line.order, job), rank(job, now)))
+        line.running = [job for job in line.jobs if job.running]
+        line.pool = sum(job.gpus for job in line.running)
+        made.free -= line.pool
 
 
 def _pinned(made: _Planning, order: Order, job: Job) -> bool:
@@ -116,26 +122,23 @@ def _may_take(made: _Planning, line: _Line) -> bool:
 
 def _serve(made: _Planning, line: _Line, job: Job) -> None:
     """Select the line's next job, or pass it over."""
-    if job.id in made.stops:
-        return
     pinned = _pinned(made, line.order, job)
+    first, line.served = not line.served, line.served or not pinned
+    if job.running:
+        line.running.remove(job)
     if not pinned and not made.tree.allowed(job.queue, job.gpus):
         if not line.order.skips:
             line.position = len(line.jobs)
-        return
-    fits = job.gpus <= made.free + line.pool
-    if not job.running:
-        if not _leaves_reservation(made, job):
-            return
-        if not fits and made.reservation is None:
-            fits = _preempt(made, line, job, job.gpus - made.free - line.pool)
-    if fits:
-        _select(made, line, job)
-    elif not job.running and not (line.order.preempts == "rank" and line.served):
-        if made.reservation is None:
-            made.reservation = _reserve(made, job)
-        _narrow(made, line)
-    line.served = line.served or not pinned
+    elif job.running or _leaves_reservation(made, job):
+        missing = job.gpus - made.free - line.pool
+        if missing <= 0 or _preempt(made, line, job, missing):
+            _select(made, line, job)
+        elif not job.running and (first or line.order.preempts != "rank"):
+            if made.reservation is None:
+                made.reservation = _reserve(made, job)
+            _narrow(made, line)
+    if job.running != (job.id in made.chosen):
+        _settle(made, line)
 
 
 def _select(made: _Planning, line: _Line, job: Job) -> None:
@@ -148,6 +151,23 @@ def _select(made: _Planning, line: _Line, job: Job) -> None:
     reservation = made.reservation
     if reservation is not None and not job.running and not _ends_before(made, job, reservation.at):
         reservation.extra -= job.gpus
+
+
+def _settle(made: _Planning, line: _Line) -> None:
+    """The pool is what those hold that can stay; what is left of it is free for every queue."""
+    stay = sum(job.gpus for job in _staying(line))
+    made.free += line.pool - stay
+    line.pool = stay
+
+
+def _staying(line: _Line) -> list[Job]:
+    """Running jobs for which the pool is enough, best rank first. Not final: at its turn each is looked at again."""
+    left, found = line.pool, []
+    for job in line.running:
+        if job.gpus <= left:
+            found.append(job)
+            left -= job.gpus
+    return found
 
 
 def _narrow(made: _Planning, line: _Line) -> None:
@@ -164,9 +184,12 @@ def _narrow(made: _Planning, line: _Line) -> None:
 
 
 def _preempt(made: _Planning, line: _Line, job: Job, needed: int) -> bool:
-    """Stop what the job may push aside, if that frees `needed` GPUs more; whether it did."""
+    """Stop what the job may push aside, if that frees `needed` GPUs more; whether it did. A running job that is about
+    to give way within its own queue may reclaim as well."""
+    if made.reservation is not None and not job.running:
+        return False
     reach = _reclaimable(made, job) if made.tree.entitled(job.queue, job.gpus) else []
-    if line.order.preempts == "priority":
+    if line.order.preempts == "priority" and not job.running:
         mine = line.order.rank(job, made.now)
         reach += [
             other
@@ -185,6 +208,7 @@ def _preempt(made: _Planning, line: _Line, job: Job, needed: int) -> bool:
             del made.chosen[victim.id]
             made.tree.charge(victim.queue, (victim.gpus,), -1)
         else:
+            made.lines[victim.queue].running.remove(victim)
             made.lines[victim.queue].pool -= victim.gpus
     return bool(victims)
 
@@ -203,14 +227,10 @@ def _reclaimable(made: _Planning, job: Job) -> list[Job]:
         elif owner not in surplus:
             held = sum(other.pool for leaf, other in made.lines.items() if tree.guaranteed(leaf) == owner)
             surplus[owner] = tree.used[owner][0] + held - (tree.branches[owner].queue.quota or 0)
-        pool = line.pool
-        for victim in reversed(line.jobs[line.position :]):
-            ripe = victim.running and victim.id not in made.stops and victim.id not in made.chosen
-            if not ripe or made.now - victim.since < made.rules.min_run or victim.gpus > pool or surplus[owner] <= 0:
-                continue
-            found.append(victim)
-            pool -= victim.gpus
-            surplus[owner] -= victim.gpus
+        for victim in reversed(_staying(line)):
+            if made.now - victim.since >= made.rules.min_run and surplus[owner] > 0:
+                found.append(victim)
+                surplus[owner] -= victim.gpus
     return found
 
 
