@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +17,21 @@ from llmos.contracts.jobs import JobCancelled, JobList, JobsRequested, JobView
 from llmos.contracts.tasks import TaskAssigned, TaskStopRequested
 from llmos.errors import Busy, NotFound, Rejected
 from llmos.natsserver import NatsServer
+from llmos.supervisor import free_port
+from llmos.testing.nats import NatsContainer, missing_container
+
+
+@pytest.fixture(params=["process", pytest.param("container", marks=pytest.mark.docker)])
+async def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[NatsServer | NatsContainer]:
+    """A nats-server of the test's own, as a process and, where a Docker engine answers, in a container."""
+    server: NatsServer | NatsContainer = NatsServer(tmp_path / "nats")
+    if request.param == "container":
+        if reason := missing_container():
+            pytest.skip(reason)
+        server = NatsContainer(free_port())
+    await server.start()
+    yield server
+    await server.stop()
 
 
 async def take(bus: Bus, count: int, *filters: str, start: int = 1) -> list[str]:
