@@ -12,7 +12,8 @@ from llmos.contracts.tasks import TaskAssigned, TaskLost, TaskPlaced
 from llmos.errors import Problem
 from llmos_scheduler import rollout
 from llmos_scheduler.effects import DispatchWork, Effect, Emit, StopTask, WithdrawWork
-from llmos_scheduler.placement import ByPriority, Policy, rooms
+from llmos_scheduler.gpu_nodes import LeastLoss
+from llmos_scheduler.placement import Policy, rooms
 from llmos_scheduler.records import Job, State, Task
 
 SILENT_S = 60.0  # a task without any sign of life for so long is lost
@@ -22,10 +23,10 @@ UNSTARTED_S = 1.0  # how long a withdrawn task may turn out to have been taken u
 LONGEST_MESSAGE = 2000  # characters of a worker's problem that a job's end repeats
 STRAY_S = 15.0  # how long after its last word a stray is told to stop
 
-BY_PRIORITY = ByPriority()
+DEFAULT_POLICY = LeastLoss()
 
 
-def decide(state: State, now: float, *, since: float = 0.0, policy: Policy = BY_PRIORITY) -> list[Effect]:
+def decide(state: State, now: float, *, since: float = 0.0, policy: Policy = DEFAULT_POLICY) -> list[Effect]:
     """The effects that the state asks for at `now` (Unix seconds).
 
     `since` is the time from which the bus has been heard without a gap: nobody's silence before it counts.

@@ -3,12 +3,12 @@
 from llmos.contracts.jobs import Explanation
 from llmos.sizes import format_bytes
 from llmos_scheduler import rollout
-from llmos_scheduler.core import BY_PRIORITY, stopping, waiting_tasks
+from llmos_scheduler.core import DEFAULT_POLICY, stopping, waiting_tasks
 from llmos_scheduler.placement import Policy, Room, capacity, rooms
 from llmos_scheduler.records import Job, Node, State, Task, TurnedAway
 
 
-def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy = BY_PRIORITY) -> Explanation:
+def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy = DEFAULT_POLICY) -> Explanation:
     """What the job does or waits for at `now`, judged by the same rules as `decide`."""
     if isinstance(job, TurnedAway):
         return Explanation(job.job, "rejected", "The job was not admitted.", [str(fault) for fault in job.faults])

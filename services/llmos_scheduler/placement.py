@@ -1,6 +1,6 @@
 """Where a task may run: what every node has free, in which order tasks are placed, and on which node.
 
-`Policy` is the part that another brain can replace; `ByPriority` is the one of this form.
+`Policy` is the part that another brain can replace; `gpu_nodes.LeastLoss` is the default, on top of `ByPriority`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -91,7 +91,7 @@ class ByPriority:
         return sorted(waiting, key=lambda pair: (-pair[0].spec.priority, pair[0].number))
 
     def choose(self, state: State, job: Job, task: Task, free: Iterable[Room]) -> Room | None:
-        visited = {other.node for other in job.tasks.values() if other.state == "succeeded"}
+        visited = self.visited(job)
 
         def preference(room: Room) -> tuple[bool, int, bool, float, int, str]:
             idle_gpus = len(room.gpus) - task.request.gpus
@@ -105,3 +105,8 @@ class ByPriority:
             )
 
         return min((room for room in free if room.fits(task.kind, task.request)), key=preference, default=None)
+
+    @staticmethod
+    def visited(job: Job) -> set[str]:
+        """The nodes that hold artifacts of the job."""
+        return {other.node for other in job.tasks.values() if other.state == "succeeded"}

@@ -1,10 +1,10 @@
 """Places shape after shape on a cluster, fast: costs are kept per shape, and only nodes that changed are ranked again.
 
-A shape that fits nowhere is remembered until a lease ends on a node that it would fit: `give_back` names such shapes.
+A shape that fits nowhere is remembered, and only looked at again on nodes that were freed since.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ class _Known:
 class Placer:
     """A cluster with a ranking, what it learnt of demand, and its caches. The same calls give the same answers.
 
-    Leases begin and end here. After another change of `cluster` that gives a node more room, call `wake`.
+    Leases begin and end here. After another change of `cluster` that gives a node more room, call `freed`.
     """
 
     def __init__(self, cluster: Cluster, policy: str = "gradient") -> None:
@@ -41,7 +41,8 @@ class Placer:
         self.ranking: Ranking = ranking(policy, cluster)
         self._known: OrderedDict[Shape, _Known] = OrderedDict()
         self._limit = max(16, KEPT_COSTS // max(1, len(cluster)))
-        self._failed: dict[Shape, None] = {}
+        self._failed: dict[Shape, int] = {}  # length of `_freed` when it failed
+        self._freed: list[int] = []
         self._asked: Counter[Shape] = Counter()
         self._tasks = 0
         self._next_lesson = FIRST_LESSON
@@ -57,45 +58,62 @@ class Placer:
 
     def place(self, shape: Shape) -> Placement | None:
         """Lease the best node for the shape, or `None` if it fits nowhere."""
-        if shape in self._failed:
+        if shape in self._failed and not self._may_fit(shape):
             return None
         costs = self._costs(shape)
         node = int(costs.argmin()) if len(costs) else 0
         if not len(costs) or costs[node] == NEVER:
-            self._failed[shape] = None
+            self._failed[shape] = len(self._freed)
             return None
         gpus = self.ranking.devices(shape, node)
         self.cluster.take(node, shape, gpus)
         return Placement(node, tuple(gpus))
 
-    def give_back(self, shape: Shape, placement: Placement) -> list[Shape]:
-        """End a lease; the shapes that fitted nowhere and might fit now, in the order in which they failed."""
+    def give_back(self, shape: Shape, placement: Placement) -> None:
+        """End a lease."""
         self.cluster.give_back(placement.node, shape, placement.gpus)
-        return self.wake(placement.node)
+        self.freed(placement.node)
 
-    def wake(self, node: int) -> list[Shape]:
-        """Forget that shapes failed which this node, that has more free than before, has room for; and name them."""
-        cluster, row = self.cluster, np.array([node])
-        cpus, memory = int(cluster.cpus[node]), int(cluster.memory[node])
-        milli = cluster.milli[node].tolist()
-        most, whole = max(milli, default=0), milli.count(WHOLE)
-        woken = [
-            shape
-            for shape in self._failed
-            if shape.cpus <= cpus  # cheap, and true of few
-            and shape.memory <= memory
-            and (not shape.gpus or (shape.milli <= most and shape.gpus <= max(whole, 1)))
-            and cluster.fitting(shape, row)[0][0]
-        ]
-        for shape in woken:
-            del self._failed[shape]
-            known = self._known.get(shape)
+    def freed(self, node: int) -> None:
+        """The node has more room than before."""
+        self._freed.append(node)
+
+    def woken(self, node: int) -> Iterator[Shape]:
+        """The shapes that failed and that the node has room for, in the order in which they failed.
+
+        Each is looked at when it is its turn: place tasks of it before asking for the next.
+        """
+        cluster, row, seen = self.cluster, np.array([node]), -1
+        for shape in list(self._failed):
+            if seen != len(cluster.changes):
+                seen = len(cluster.changes)
+                cpus, memory = int(cluster.cpus[node]), int(cluster.memory[node])
+                milli = cluster.milli[node].tolist()
+                most, whole = max(milli, default=0), milli.count(WHOLE)
             if (
-                known is not None
-            ):  # it still fits no other node: leases only took from them, or they would have woken it
-                known.costs[node] = self.ranking.costs(shape, row)[0]
-                known.seen = len(cluster.changes)
-        return woken
+                shape.cpus <= cpus  # cheap, and true of few
+                and shape.memory <= memory
+                and (not shape.gpus or (shape.milli <= most and shape.gpus <= max(whole, 1)))
+                and cluster.fitting(shape, row)[0][0]
+            ):
+                yield shape
+
+    def _may_fit(self, shape: Shape) -> bool:
+        """Whether a node that was freed since the shape failed has room for it: leases only take from the others."""
+        freed = sorted(set(self._freed[self._failed[shape] :]))
+        if not freed:
+            return False
+        rows = np.array(freed)
+        costs = self.ranking.costs(shape, rows)
+        if costs.min() == NEVER:
+            self._failed[shape] = len(self._freed)
+            return False
+        del self._failed[shape]
+        known = self._known.get(shape)
+        if known is not None:  # every cost that it knows is `NEVER`, and only these changed
+            known.costs[rows] = costs
+            known.seen = len(self.cluster.changes)
+        return True
 
     def _costs(self, shape: Shape) -> Costs:
         cluster, known = self.cluster, self._known.get(shape)

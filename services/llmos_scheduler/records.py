@@ -190,7 +190,10 @@ class Stray:
 
 @dataclass(slots=True)
 class State:
-    """Everything: the fold of the EVENTS stream. `alive` and `live` are indexes (job ids, task id → job id)."""
+    """Everything: the fold of the EVENTS stream. `alive` and `ended` are indexes (job ids).
+
+    `asked` counts what training asked for, the newest jobs most: the demand to expect.
+    """
 
     jobs: dict[str, Job] = field(default_factory=dict)
     turned_away: dict[str, TurnedAway] = field(default_factory=dict)
@@ -199,6 +202,7 @@ class State:
     strays: dict[str, Stray] = field(default_factory=dict)
     alive: dict[str, None] = field(default_factory=dict)
     ended: dict[str, None] = field(default_factory=dict)
+    asked: dict[Request, int] = field(default_factory=dict)
     admitted: int = 0
     leases: int = 0
 

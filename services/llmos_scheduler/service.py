@@ -31,7 +31,7 @@ from llmos.service import Context
 from llmos.telemetry import traceparent
 from llmos_scheduler.admission import admit
 from llmos_scheduler.config import SchedulerConfig
-from llmos_scheduler.core import BY_PRIORITY, decide
+from llmos_scheduler.core import DEFAULT_POLICY, decide
 from llmos_scheduler.effects import AssignReplica, Command, DispatchWork, Effect, Emit, StopTask, WithdrawWork
 from llmos_scheduler.explain import explain
 from llmos_scheduler.pace import Pace
@@ -59,7 +59,7 @@ class Scheduler:
     """One scheduler; a stack has one at a time. Ids that are functions of the facts keep an overlap of two from saying
     anything twice, but both could lease the same resources."""
 
-    def __init__(self, ctx: Context[SchedulerConfig], policy: Policy = BY_PRIORITY) -> None:
+    def __init__(self, ctx: Context[SchedulerConfig], policy: Policy = DEFAULT_POLICY) -> None:
         self._ctx = ctx
         self._policy = policy
         self._state = State()

@@ -17,6 +17,7 @@ from llmos_scheduler.records import Job, Node, State, Task, TurnedAway, Worker
 from llmos_scheduler.resources import request_for
 
 KEEP_ENDED = 20_000  # jobs that stay in memory after their end, to be shown
+FORGET_EVERY = 1_000  # admitted jobs: then what was asked for before counts half
 
 E = TypeVar("E", bound=Struct)
 Fold = Callable[[State, E, float, str], None]
@@ -44,6 +45,9 @@ def _on_admitted(state: State, event: jobs.JobAdmitted, at: float, id: str) -> N
     except Rejected:  # not admitted by a scheduler
         return
     state.admitted += 1
+    state.asked[wants["train"]] = state.asked.get(wants["train"], 0) + 1
+    if state.admitted % FORGET_EVERY == 0:
+        state.asked = {request: half for request, count in state.asked.items() if (half := count // 2)}
     job = Job(event.job, event.spec, state.admitted, event.submitted_at, event.traceparent, moved_by=id)
     job.tasks = {kind: Task(f"{event.job}-{kind}", event.job, kind, wants[kind]) for kind in tasks.KINDS}
     first = job.tasks[tasks.KINDS[0]]

@@ -73,7 +73,9 @@ def run(name: str, nodes: int, tasks: int, distinct: int, bar: float) -> bool:
     for _ in range(tasks // 20):
         index = random.randrange(len(leases))
         leases[index], leases[-1] = leases[-1], leases[index]
-        for shape in placer.give_back(*leases.pop()):
+        ended, placement = leases.pop()
+        placer.give_back(ended, placement)
+        for shape in placer.woken(placement.node):
             queue = waiting.get(shape)
             while queue and place(queue[0], shape):
                 queue.popleft()
