@@ -138,9 +138,17 @@ async def read_deployments(bus: Bus, name: str = "*") -> list[DeploymentView]:
 
 
 def fold_deployments(desired: Iterable[ReplicaAssigned], facts: Iterable[Fact]) -> list[DeploymentView]:
-    """Join what nodes should serve with what they said, oldest first. Facts of older generations don't count."""
+    """Join what nodes should serve with what they said, oldest first. Facts of older generations don't count.
+
+    Nor does the unloading of the version that a newer one replaced: a node says it after the newer one is ready.
+    """
     present = [wish for wish in desired if wish.desired == "present" and wish.version is not None]
-    said = {(fact.deployment, fact.node, fact.generation): _STATES[type(fact)] for fact in facts}
+    wished = {(wish.deployment, wish.node): wish.version.version for wish in present if wish.version is not None}
+    said = {
+        (fact.deployment, fact.node, fact.generation): _STATES[type(fact)]
+        for fact in facts
+        if not (isinstance(fact, ReplicaUnloaded) and fact.version != wished.get((fact.deployment, fact.node)))
+    }
     views: dict[str, DeploymentView] = {}
     for wish in sorted(present, key=lambda wish: (wish.deployment, -wish.generation, wish.node)):
         assert wish.version is not None

@@ -215,6 +215,16 @@ def test_a_replica_that_was_told_to_change_is_assigned_until_it_says_ready() -> 
     assert view.replicas == {"a": "assigned", "b": "failed"}
 
 
+def test_a_replica_stays_ready_when_the_version_that_it_replaced_is_unloaded_after_it() -> None:
+    version = version_of("j", jobs.JobSpec("m", jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a")), 2)
+    assigned = deployments.ReplicaAssigned("m", "a", 2, version=version)
+    ready = deployments.ReplicaReady("m", "default", "a", 2, "m", 2)
+    replaced = deployments.ReplicaUnloaded("m", "default", "a", 2, 1, "replaced by version 2")
+    for_room = deployments.ReplicaUnloaded("m", "default", "a", 2, 2, "unloaded to make room")
+    assert fold_deployments([assigned], [ready, replaced])[0].replicas == {"a": "ready"}
+    assert fold_deployments([assigned], [ready, for_room])[0].replicas == {"a": "unloaded"}
+
+
 async def test_an_uploaded_file_is_named_by_its_digest(client: Client, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a", "label": "b"}\n')
