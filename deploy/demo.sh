@@ -24,9 +24,12 @@ else
 fi
 
 .venv/bin/llmos down >/dev/null 2>&1 || true
+job=
 stop() {
   status=$?
   trap - EXIT INT TERM
+  # Without this the next run would resume the job of an interrupted one beside its own.
+  if [ -n "$job" ] && [ $status != 0 ]; then .venv/bin/llmos cancel "$job" >/dev/null 2>&1 || true; fi
   .venv/bin/llmos down >/dev/null 2>&1 || true
   exit $status
 }
@@ -36,7 +39,8 @@ began=$SECONDS
 .venv/bin/llmos up --detach --file-root "$PWD/deploy/demo" --file-root "$weights"
 echo "The stack is up after $((SECONDS - began)) s: nats-server and eight services on this machine."
 bus=$(.venv/bin/llmos status -o json | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["stack"]["nats_url"])')
-.venv/bin/python deploy/demo/demo.py "$bus" deploy/demo "$base"
+job=demo-$(date +%Y%m%d-%H%M%S)
+.venv/bin/python deploy/demo/demo.py "$bus" deploy/demo "$base" "$job"
 .venv/bin/llmos audit verify -o json 2>/dev/null | .venv/bin/python -c '
 import json, sys
 report = json.load(sys.stdin)["report"]

@@ -1,7 +1,7 @@
 """An outside system that uses llmos: it imports nothing of llmos and speaks to it with a plain NATS client.
 
 It publishes a fine-tuning job, follows it by events alone until it is deployed, asks the deployed model for
-predictions, and prints a summary. Arguments: the bus's URL, the data folder, the base model's reference.
+predictions, and prints a summary. Arguments: the bus's URL, the data folder, the base model's reference, the job's id.
 """
 
 import asyncio
@@ -163,9 +163,9 @@ def summary(job: Job, served: dict) -> None:
     say(f"  trace id              {job.trace}")
 
 
-async def main(url: str, data: Path, base: str) -> int:
+async def main(url: str, data: Path, base: str, id: str) -> int:
     nc = await nats.connect(url)
-    job = Job("demo-" + time.strftime("%Y%m%d-%H%M%S"), spec(data, base))
+    job = Job(id, spec(data, base))
     say(f"Publishing job {job.job} as JSON on llmos.job.submit.default.{job.job}")
     await follow(nc.jetstream(), job)
     if job.state != "deployed":
@@ -181,4 +181,8 @@ async def main(url: str, data: Path, base: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3])))
+    try:
+        sys.exit(asyncio.run(main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3], sys.argv[4])))
+    except KeyboardInterrupt:
+        say("\nInterrupted: the job is cancelled, and everything is stopped.")
+        sys.exit(130)
