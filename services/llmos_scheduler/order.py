@@ -60,7 +60,7 @@ class Order(Protocol):
 
     `preempts`: never; by rank (whoever ranks worse gives way, as in SRSF or LAS); or by priority (only a job of lower
     priority that also ranks worse). `skips`: whether later jobs may try when one does not fit, as far as they leave
-    its reservation alone.
+    its reservation alone. `turn`: how long a job that started goes on before its rank counts.
     """
 
     @property
@@ -68,6 +68,9 @@ class Order(Protocol):
 
     @property
     def skips(self) -> bool: ...
+
+    @property
+    def turn(self) -> int: ...
 
     def rank(self, job: Job, now: int) -> Rank:
         """The smallest goes first. Total: the last member is the job's number."""
@@ -85,6 +88,7 @@ class Fifo:
 
     preempts: Preempts = "never"
     skips: bool = False
+    turn: int = 0
 
     def rank(self, job: Job, now: int) -> Rank:
         return (job.number,)
@@ -123,23 +127,21 @@ class Priority(Easy):
 
 @dataclass(frozen=True, slots=True)
 class RoundRobin:
-    """Turns of `quantum`: a job whose turn is over goes to the back of the line, and runs on if nobody else fits."""
+    """Turns: a job whose turn is over goes to the back of the line, and runs on if nobody else fits."""
 
-    quantum: int = HOUR
+    turn: int = HOUR
     preempts: Preempts = "rank"
     skips: bool = True
 
     def rank(self, job: Job, now: int) -> Rank:
-        turns = (now - job.since) // self.quantum if job.running else 0
-        if not job.running:
-            return (1, job.since, job.number)
-        return (1, job.since + turns * self.quantum, job.number) if turns else (0, 0, job.number)
+        turns = (now - job.since) // self.turn if job.running else 0
+        return (job.since + turns * self.turn, job.number)
 
     def backfill_rank(self, job: Job, now: int) -> Rank:
         return self.rank(job, now)
 
     def changes(self, job: Job, now: int) -> int | None:
-        return job.since + ((now - job.since) // self.quantum + 1) * self.quantum if job.running else None
+        return job.since + ((now - job.since) // self.turn + 1) * self.turn if job.running else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class LeastAttained:
     patience: int = 50
     preempts: Preempts = "rank"
     skips: bool = True
+    turn: int = 0
 
     def rank(self, job: Job, now: int) -> Rank:
         return (self._level(self._service(job, now))[0], not job.running, job.number)

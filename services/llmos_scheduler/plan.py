@@ -112,7 +112,7 @@ def _line_up(made: _Planning, jobs: Iterable[Job]) -> None:
 
 def _pinned(made: _Planning, order: Order, job: Job) -> bool:
     """Whether a running job keeps its GPUs whatever its own queue would rather run."""
-    return job.running and (order.preempts != "rank" or made.now - job.since < made.rules.min_run)
+    return job.running and (order.preempts != "rank" or made.now - job.since < max(made.rules.min_run, order.turn))
 
 
 def _may_take(made: _Planning, line: _Line) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m llmos_scheduler.simulate saturate …` (`llmos simulate …`): placement on a trace, without a bus."""
+"""`python -m llmos_scheduler.simulate …` (`llmos simulate …`): the scheduler on a trace, without a bus."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from typing import NoReturn
 import msgspec
 
 from llmos.errors import LlmosError
+from llmos_scheduler import simulate_replay
 from llmos_scheduler.cluster import WHOLE
 from llmos_scheduler.ranking import RANKINGS
 from llmos_scheduler.saturate import Arrival, Saturation, saturate
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one simulation; 0, or 2 if its input is wrong (two lines on stderr say why)."""
     options = _parser().parse_args(arguments)
     try:
-        _saturate(options)
+        options.run(options)
     except LlmosError as error:
         return _refuse(error.problem.message, error.problem.remedy)
     except OSError as error:
@@ -41,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="llmos simulate", description="Try placement policies on a trace.", allow_abbrev=False)
+    parser = _Parser(prog="llmos simulate", description="Try the scheduler on a trace.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fill = commands.add_parser("saturate", help="Fill a cluster: tasks arrive in random order and never leave.")
     fill.add_argument("--nodes", type=Path, required=True, help="CSV: sn,cpu_milli,memory_mib,gpu,model")
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--policy", choices=list(RANKINGS), default="gradient")
     fill.add_argument("--out", type=Path, help="JSON lines, one an arrival: task, node or null, gpus (indexes), milli")
     fill.add_argument("--json", action="store_true", help="the summary as JSON instead of a table")
+    fill.set_defaults(run=_saturate)
+    simulate_replay.add_parser(commands)
     return parser
 
 

@@ -14,7 +14,7 @@ from llmos_scheduler.victims import choose_victims
 
 GPUS = 16
 NOW = 100 * HOUR
-PREEMPTIVE = [name for name, make in ORDERS.items() if make().preempts == "rank"]
+BY_RANK_ALONE = [name for name, make in ORDERS.items() if make().preempts == "rank" and not make().turn]
 
 
 def job(number: int, gpus: int, **of: object) -> Job:
@@ -85,7 +85,7 @@ def test_no_plan_gives_out_more_gpus_than_there_are_and_none_stops_what_starts(
 
 
 @MANY
-@given(clusters(), st.sampled_from(PREEMPTIVE))
+@given(clusters(), st.sampled_from(BY_RANK_ALONE))
 def test_no_job_waits_that_would_fit_without_those_that_rank_worse(jobs: list[Job], order: str) -> None:
     made, rank = plan_one(jobs, ORDERS[order]()), ORDERS[order]().rank
     runs = after(jobs, made)
@@ -95,7 +95,7 @@ def test_no_job_waits_that_would_fit_without_those_that_rank_worse(jobs: list[Jo
 
 
 @MANY
-@given(clusters(), st.sampled_from([name for name in sorted(ORDERS) if name not in PREEMPTIVE]))
+@given(clusters(), st.sampled_from([name for name in sorted(ORDERS) if name not in BY_RANK_ALONE]))
 def test_nobody_that_could_start_is_passed_by_one_that_ranks_worse(jobs: list[Job], order: str) -> None:
     made, rank = plan_one(jobs, ORDERS[order]()), ORDERS[order]().rank
     runs = after(jobs, made)
@@ -228,7 +228,7 @@ def test_priority_is_passed_by_age_only_after_the_bound(high: int, low: int, lat
 
 
 def test_a_turn_that_is_over_goes_to_the_back_of_the_line() -> None:
-    order = RoundRobin(quantum=HOUR)
+    order = RoundRobin(turn=HOUR)
     first, second = job(1, GPUS, running=True, since=0), job(2, GPUS, since=HOUR // 2)
     assert plan_one([first, second], order, now=HOUR - 1).stops == []
     made = plan_one([first, second], order, now=HOUR)
