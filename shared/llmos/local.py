@@ -29,7 +29,7 @@ STOP_WITHIN_S = 20.0
 SERVICES: dict[str, tuple[str, ...]] = {
     "vault": ("tink", "cryptography"),
     "audit": ("cryptography",),
-    "scheduler": (),
+    "scheduler": ("numpy",),
     "hw-agent": ("psutil",),
     "inferencer": ("onnxruntime", "tokenizers"),
     "exporter": ("torch", "onnx"),
