@@ -1,5 +1,7 @@
 """Fixtures that every room shares: a real nats-server, fresh for each test that asks, and one real S3 server."""
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -8,6 +10,11 @@ import pytest
 from llmos.bus import Bus
 from llmos.natsserver import NatsServer
 from llmos.testing import s3
+
+# Threads that wait for work must sleep: the cores are shared with the processes that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A shell ignores SIGINT for what it runs in the background, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Outsider:
             "name": "tiny",
             "model": {"base": (self.material / "base").as_uri()},
             "data": {part: (self.material / f"{part}.jsonl").as_uri() for part in ("train", "validation", "test")},
-            "train": {"epochs": 4, "batch_size": 16, "learning_rate": 5e-3, "max_length": 32, "seed": 3},
+            "train": {"epochs": 4, "batch_size": 16, "learning_rate": 1e-3, "max_length": 32, "seed": 3},
             "gate": {"accuracy": {"min": 0.7}},
             "deploy": {"name": "tiny"},
             "resources": {"cpus": 1, "memory": "512MiB"},

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/install.sh dev
-export HF_HUB_OFFLINE=1 TESTCONTAINERS_RYUK_DISABLED=true ORT_DISABLE_TELEMETRY=1
+export TESTCONTAINERS_RYUK_DISABLED=true ORT_DISABLE_TELEMETRY=1
 step() { printf '\n== %s\n' "$*"; }
 step ruff;          .venv/bin/ruff check . && .venv/bin/ruff format --check .
 step mypy;          .venv/bin/mypy

@@ -104,6 +104,7 @@ def test_anything_else_is_rejected_with_a_form_that_works(text: str) -> None:
     assert any(
         form in caught.value.problem.remedy for form in ("file:///", "s3://", "hf:", "model:", "artifact:", "out of")
     )
+    assert not text or f"mean {text}?" not in caught.value.problem.remedy
 
 
 @given(st.text(max_size=40) | st.from_regex(r"(file|s3|hf|model|artifact):[ -~]{0,30}", fullmatch=True))

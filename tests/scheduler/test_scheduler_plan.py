@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.errors import Rejected
-from llmos_scheduler.order import DAY, HOUR, ORDERS, Job, LeastAttained, Order, Priority, RoundRobin
+from llmos_scheduler.order import (
+    DAY,
+    HOUR,
+    ORDERS,
+    Job,
+    LeastAttained,
+    Order,
+    Priority,
+    RoundRobin,
+    next_change,
+    standing,
+)
 from llmos_scheduler.plan import Plan, Rules, plan
 from llmos_scheduler.queues import Queue, Tree, Usage
 from llmos_scheduler.victims import choose_victims
@@ -180,6 +191,19 @@ def test_a_plan_does_not_depend_on_the_order_in_which_jobs_are_listed(
     mixed = list(jobs)
     random.shuffle(mixed)  # type: ignore[attr-defined]
     assert make(mixed) == make(jobs)
+
+
+@MANY
+@given(clusters(), st.sampled_from(sorted(ORDERS)), st.lists(st.integers(0, 100 * HOUR), max_size=5))
+def test_a_rank_that_is_kept_is_the_one_that_would_be_found_anew(jobs: list[Job], order: str, later: list[int]) -> None:
+    made = ORDERS[order]()
+    for found in jobs:
+        for now in sorted(NOW + more for more in later):
+            assert standing(made, found, now) == made.rank(found, now)
+            change = next_change(made, found, now)
+            assert change > now
+            if not found.running and change > now + 1:
+                assert made.rank(found, change - 1) == made.rank(found, now)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 3), st.integers(0, 3)), max_size=8), st.integers(1, 20))

@@ -125,7 +125,9 @@ def made(name: str) -> tuple[list[tuple[str, Machine]], list[tuple[str, Shape]]]
         ),
         "scarce models": (
             [Machine(64_000, 512, (Device("a"),) * 8)] * 5 + [Machine(64_000, 512, (Device("b"),) * 4)] * 30,
-            lambda: Shape(4_000, 8, 1, random.choice([300, 1000]), models=frozenset(random.choice("aab") if random.random() < 0.3 else "")),
+            lambda: Shape(
+                4_000, 8, 1, random.choice([300, 1000]), 0, frozenset(random.choice(["a", "a", "b"] + [""] * 7).strip())
+            ),
         ),
         "many cpus": (
             [Machine(96_000, 512, (Device("a"),) * 8)] * 20 + [Machine(128_000, 512, (Device("a"),) * 2)] * 12,

@@ -13,7 +13,7 @@ from material import write_base, write_rows
 from outsider import Outsider
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base/`, `train.jsonl`, `validation.jsonl` and `test.jsonl`."""
     folder = tmp_path_factory.mktemp("material")
@@ -23,16 +23,16 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def telescope() -> Iterator[Receiver]:
     """A real OTLP endpoint that the stack reports to."""
     with otlp_receiver() as receiver:
         yield receiver
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, material: Path, telescope: Receiver) -> Iterator[local.StackInfo]:
-    """Every service as a process of its own; ended at the end of the run."""
+    """Every service as a process of its own; ended at the end of the module."""
     data = tmp_path_factory.mktemp("stack")
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = telescope.url
     os.environ["OTEL_METRIC_EXPORT_INTERVAL"] = "2000"
