@@ -39,6 +39,9 @@ class Job:
     ran: int = 0
     waited: int = 0
     unsaved: int = 0
+    ranked: Rank = ()  # `standing`: its rank while it waits, since when it has waited so, and when that expires
+    ranked_since: int = -1
+    expires: int = -1
 
     def run_time(self, now: int) -> int:
         """How long it has run in all."""
@@ -79,7 +82,27 @@ class Order(Protocol):
         """The order of those that may use what a reservation leaves over."""
 
     def changes(self, job: Job, now: int) -> int | None:
-        """When the job's rank changes by itself next (later than now); `None`: not before something happens."""
+        """When the job's rank changes by itself next (later than now); `None`: not before it starts or stops."""
+
+
+def standing(order: Order, job: Job, now: int) -> Rank:
+    """The job's rank. That of a job that waits is kept until it changes: most jobs of a long queue wait on."""
+    if job.running:
+        return order.rank(job, now)
+    if job.ranked_since != job.since or not now < job.expires:
+        job.ranked, job.ranked_since = order.rank(job, now), job.since
+        changes = order.changes(job, now)
+        job.expires = LAST if changes is None else changes
+    return job.ranked
+
+
+def next_change(order: Order, job: Job, now: int) -> int:
+    """When its rank changes by itself; `LAST` if it does not."""
+    if job.running:
+        changes = order.changes(job, now)
+        return LAST if changes is None else changes
+    standing(order, job, now)
+    return job.expires
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +175,10 @@ class SmallestArea(Easy):
 
     def rank(self, job: Job, now: int) -> Rank:
         return (*overdue(job, now, self.patience), *area(job, now), job.number)
+
+    def changes(self, job: Job, now: int) -> int | None:
+        due = job.since + late_after(job, self.patience)
+        return due if due > now and not job.running else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +258,12 @@ def area(job: Job, now: int) -> Rank:
 
 def overdue(job: Job, now: int, patience: int) -> Rank:
     """(0, when submitted) once it waited `patience` times its duration (at least a day) at a stretch, (1, 0) before."""
-    late = job.wait(now) >= max(DAY, patience * (job.duration or 0))
-    return (0, job.submitted) if late else (1, 0)
+    return (0, job.submitted) if job.wait(now) >= late_after(job, patience) else (1, 0)
+
+
+def late_after(job: Job, patience: int) -> int:
+    """The wait after which the job is overdue."""
+    return max(DAY, patience * (job.duration or 0))
 
 
 ORDERS: Mapping[str, Callable[[], Order]] = {

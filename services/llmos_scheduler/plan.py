@@ -11,7 +11,7 @@ for it as they come free.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from llmos_scheduler.order import HOUR, LAST, Job, Order
+from llmos_scheduler.order import HOUR, LAST, Job, Order, next_change, standing
 from llmos_scheduler.queues import Tree
 from llmos_scheduler.victims import choose_victims
 
@@ -103,8 +103,8 @@ def _line_up(made: _Planning, jobs: Iterable[Job]) -> None:
         line.jobs.append(job)
     made.lines = dict(sorted(made.lines.items()))
     for line in made.lines.values():
-        rank, now = line.order.rank, made.now
-        line.jobs.sort(key=lambda job: (not _pinned(made, line.order, job), rank(job, now)))
+        order, now = line.order, made.now
+        line.jobs.sort(key=lambda job: (not _pinned(made, order, job), standing(order, job, now)))
         line.running = [job for job in line.jobs if job.running]
         line.pool = sum(job.gpus for job in line.running)
         made.free -= line.pool
@@ -277,9 +277,9 @@ def next_look(jobs: Iterable[Job], orders: Mapping[str, Order], now: int, rules:
     wake, waits = LAST, False
     for job in jobs:
         waits = waits or not job.running
-        at = orders[job.queue].changes(job, now)
+        at = next_change(orders[job.queue], job, now)
         if job.running and now - job.since < rules.min_run:
-            at = min(LAST if at is None else at, job.since + rules.min_run)
-        if at is not None and now < at < wake:
+            at = min(at, job.since + rules.min_run)
+        if now < at < wake:
             wake = at
     return wake if waits else LAST
