@@ -69,11 +69,9 @@ async def upload(found: Mapping[str, Path], put: Callable[[Path], Awaitable[str]
     return {field: stored[path] for field, path in found.items()}
 
 
-def name_files(faults: list[Fault], found: Mapping[str, Path]) -> list[str]:
-    """Faults in words: those of an uploaded file name that file and its line."""
+def name_files(faults: list[Fault], stored: Mapping[str, Path]) -> list[Fault]:
+    """Faults of the stored files, under the names that the files have here; `stored`: reference → file."""
     return [
-        f"{found[fault.path]}:{fault.line}: {fault.message}"
-        if fault.line is not None and fault.path in found
-        else str(fault)
+        msgspec.structs.replace(fault, path=str(stored[fault.path])) if fault.path in stored else fault
         for fault in faults
     ]

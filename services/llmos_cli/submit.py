@@ -126,6 +126,7 @@ class _Submission:
         self._read = read
         self._spec = spec
         self._found = found
+        self._stored: dict[str, Path] = {}  # reference, as the job names it → the file here
         self._id = id
         self._wait = wait
         self._timeout = timeout
@@ -139,6 +140,7 @@ class _Submission:
                 references = await spec_references.upload(self._found, lambda path: _upload(client, path))
             else:
                 references = {field: path.as_uri() for field, path in self._found.items()}
+            self._stored = {references[field]: path for field, path in self._found.items()}
             self.job = await client.submit(spec_references.replace(self._spec, references), self._id)
             return await (self._follow(client) if self._wait else self._hear(client))
 
@@ -181,9 +183,9 @@ class _Submission:
     def _rejected(self, faults: "list[Fault]") -> int:
         from llmos_cli.spec_references import name_files
 
-        in_data = [fault for fault in faults if fault.line is not None]
-        in_spec = self._read.locate(fault for fault in faults if fault.line is None)
-        return _reject([*in_spec, *name_files(in_data, self._found)])
+        in_data = [fault for fault in faults if fault.line is not None or fault.path in self._stored]
+        in_spec = self._read.locate(fault for fault in faults if fault not in in_data)
+        return _reject([*in_spec, *map(str, name_files(in_data, self._stored))])
 
 
 def _exit(view: "JobView") -> int:

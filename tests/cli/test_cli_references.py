@@ -62,7 +62,11 @@ async def test_a_file_that_is_named_twice_is_stored_once(tmp_path: Path) -> None
 
 def test_faults_of_a_stored_file_name_the_file_and_the_line() -> None:
     stored = "artifact:sha256:" + "a" * 64
-    faults = [Fault(stored, "no 'label'", 7), Fault(stored, "there is no row"), Fault("s3://b/test.csv", "no 'text'", 1)]
+    faults = [
+        Fault(stored, "no 'label'", 7),
+        Fault(stored, "there is no row"),
+        Fault("s3://b/test.csv", "no 'text'", 1),
+    ]
     assert [str(fault) for fault in name_files(faults, {stored: Path("/x/rows.jsonl")})] == [
         "/x/rows.jsonl:7: no 'label'",
         "/x/rows.jsonl: there is no row",

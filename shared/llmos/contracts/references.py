@@ -95,8 +95,12 @@ def _parse_file(text: str, rest: str) -> Reference:
 def _parse_s3(text: str, rest: str) -> Reference:
     bucket, _, key = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not is_bucket(bucket) or not key or {".", ".."} & set(key.split("/")):
-        named = rest.lstrip("/")
-        raise _fault(text, f"Did you mean s3://{named}?" if "/" in named else f"Write {SCHEMES['s3']}")
+        meant = f"s3://{rest.lstrip('/')}"
+        if meant != text and "/" in rest.lstrip("/"):
+            remedy = f"Did you mean {meant}?"
+        else:
+            remedy = f"Write {SCHEMES['s3']}; a bucket's name has 3 to 63 lower-case letters, digits, '.' and '-'"
+        raise _fault(text, remedy)
     return Reference("s3", bucket, key=key)
 
 
