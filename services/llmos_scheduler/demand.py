@@ -27,7 +27,7 @@ STEPS = WHOLE // STEP + 1
 LEVELS = 32  # of cpus
 SCALE = 16  # worth is counted in sixteenths of a milli-GPU
 STRANDED = 0.5  # how much a stranded GPU counts against one that fits nothing at once
-SCARCITY = 0.5  # how much hardware that restricted tasks would fill counts against GPUs that are lost
+SCARCITY = 1.0  # how much hardware that restricted tasks would fill counts against GPUs that are lost
 
 
 class Demand:
