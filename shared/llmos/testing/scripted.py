@@ -48,7 +48,7 @@ def deployed(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
 
 def rejected(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
     """The facts of a job whose data is wrong."""
-    faults = [jobs.Fault("data.train", "no 'label'; there is 'text'", line) for line in (2, 7)]
+    faults = [jobs.Fault(spec.data.train, "no 'label'; there is 'text'", line) for line in (2, 7)]
     yield jobs.JobRejected(job, spec.tenant, faults, spec.name)
 
 
