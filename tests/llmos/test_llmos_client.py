@@ -79,7 +79,7 @@ async def test_a_rejected_job_names_every_fault(client: Client, scheduler: Scrip
     scheduler.story = rejected
     view = await client.wait(await client.submit(SPEC), timeout=10)
     assert [str(fault) for fault in view.faults] == [
-        f"data.train:{line}: no 'label'; there is 'text'" for line in (2, 7)
+        f"file:///rows.jsonl:{line}: no 'label'; there is 'text'" for line in (2, 7)
     ]
 
 
