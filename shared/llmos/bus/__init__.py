@@ -4,8 +4,9 @@ Saying: `emit`, `publish`, `tell`. Hearing: `work` (a queue, acked), `follow` (a
 `serve`, `ask`. Keeping: `bucket`. What a method promises about persistence stands in its docstring.
 """
 
+from llmos.bus.api import StreamState
 from llmos.bus.bucket import Bucket, Conflict, Entry
-from llmos.bus.connection import Bus, StreamState
+from llmos.bus.connection import Bus
 from llmos.bus.delivery import Delivery
 from llmos.bus.follow import Heard
 

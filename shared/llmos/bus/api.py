@@ -1,16 +1,26 @@
 """The JetStream API as raw JSON requests: nats-py's own calls drop the fields that it does not know."""
 
+import asyncio
 import json
 from typing import Any
 
-import nats.errors
-from nats.aio.client import Client
+from msgspec import Struct
 
+from llmos.bus.client import Client, reaching
 from llmos.contracts.subjects import BUCKETS, STREAMS, BucketSpec, StreamSpec
-from llmos.errors import Busy, Fatal, LlmosError
+from llmos.errors import Fatal, LlmosError
 
 REQUIRED_API_LEVEL = 4  # nats-server 2.14; an older server silently ignores what it does not know
 _NANO = 1_000_000_000
+_NO_MESSAGE, _NAME_IN_USE = 10037, 10058
+
+
+class StreamState(Struct, frozen=True):
+    """A stream: when it was made (RFC 3339; another time is another stream), its oldest and its newest sequence."""
+
+    created: str
+    first: int
+    last: int
 
 
 class ApiError(LlmosError):
@@ -25,18 +35,29 @@ class ApiError(LlmosError):
 
 
 async def request(nc: Client, verb: str, body: dict[str, Any] | None = None, *, timeout: float = 5.0) -> dict[str, Any]:
-    """Ask the JetStream API. Raises `ApiError` when it refuses, `Busy` when it does not answer."""
+    """Ask the JetStream API. Raises `ApiError` when it refuses, `Busy` when it does not answer in `timeout` seconds."""
     subject = f"$JS.API.{verb}"
-    try:
-        answer = await nc.request(subject, json.dumps(body).encode() if body is not None else b"", timeout=timeout)
-    except (nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
-        raise Busy(
-            f"JetStream did not answer {subject}", remedy="Check that the server runs with JetStream on."
-        ) from error
+    deadline = asyncio.get_running_loop().time() + timeout
+    await nc.stand(deadline)
+    with reaching(subject):
+        left = max(0.05, deadline - asyncio.get_running_loop().time())
+        answer = await nc.request(subject, json.dumps(body).encode() if body is not None else b"", timeout=left)
     result: dict[str, Any] = json.loads(answer.data)
     if "error" in result:
         raise ApiError(subject, result["error"])
     return result
+
+
+async def last_message(nc: Client, stream: str, subject: str) -> dict[str, Any] | None:
+    """The newest message of a subject (`seq`, and `data` in base64), or `None`."""
+    try:
+        found = await request(nc, f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+    except ApiError as error:
+        if error.err_code == _NO_MESSAGE:
+            return None
+        raise
+    message: dict[str, Any] = found["message"]
+    return message
 
 
 async def check_level(nc: Client) -> None:
@@ -64,7 +85,7 @@ async def _create(nc: Client, name: str, config: dict[str, Any]) -> None:
     try:
         await request(nc, f"STREAM.CREATE.{name}", config)
     except ApiError as error:
-        if error.err_code != 10058:  # another service made it first, with another configuration of its own
+        if error.err_code != _NAME_IN_USE:  # another service made it first, with another configuration of its own
             raise
 
 

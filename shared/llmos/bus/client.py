@@ -1,16 +1,131 @@
-"""nats-py's client with one fault mended: a flush that was given up must not end the connection's read loop."""
+"""nats-py's client with its faults mended (each was seen on 2.16), and its errors turned into ours."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import nats.aio.client
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from llmos.errors import Busy, Rejected
+
+LOOK_AGAIN_S = 0.02
+_CHECK = "Check the connection to the bus."
+
+
+@contextmanager
+def reaching(what: str) -> Iterator[None]:
+    """Raise what nats-py raises as `Busy` (`Rejected` for what can never be sent): its classes stay inside the bus."""
+    try:
+        yield
+    except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
+        raise Rejected(f"{what} can't be sent: {error}") from error
+    except nats.errors.NoRespondersError as error:
+        raise Busy(f"nobody answers {what}", remedy="Check that the server runs with JetStream on.") from error
+    except nats.errors.Error as error:
+        raise Busy(f"{what} failed: {str(error) or type(error).__name__}", remedy=_CHECK) from error
 
 
 class Client(nats.aio.client.Client):
-    """Upstream (2.16) hands every PONG to the oldest waiting flush; when that one was cancelled or timed out, the
-    hand-over raises in the read loop, and the connection hears nothing more."""
+    """One connection. Requests that were under way when it broke fail at once, so that they can be repeated."""
+
+    async def stand(self, until: float) -> None:
+        """Wait until the connection stands. Raises `Busy` at `until` (loop time), or when it was closed for good."""
+        while not self.is_connected:  # nats-py has no event that is true exactly then
+            if self.is_closed:
+                raise Busy("the connection to the bus was closed")
+            if asyncio.get_running_loop().time() > until:
+                raise Busy("the bus is away", remedy=_CHECK)
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def close(self) -> None:
+        """Disconnect for good; what could not be sent is dropped."""
+        # Upstream writes what is buffered to the broken connection, and its error leaves the rest undone.
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
+        try:
+            await super().close()
+        except OSError:
+            for subscription in self._subs.values():
+                subscription._stop_processing()
+            self._subs.clear()
+
+    def drop_requests(self) -> None:
+        """Fail every request that waits: the connection that would have brought its answer is gone."""
+        for future in list(self._resp_map.values()):
+            if not future.done():
+                future.set_exception(nats.errors.ConnectionReconnectingError())
+
+    async def drop(self, subscription: Subscription, within: float) -> None:
+        """End a subscription after all that is under way was heard, or after `within` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                if self.is_connected:
+                    await self._send_unsubscribe(subscription._id)
+                    await self.flush()
+                    await subscription._pending_queue.join()
+        except (nats.errors.Error, TimeoutError):
+            pass  # a lost connection: nothing more comes
+        finally:
+            subscription._closed = True
+            subscription._stop_processing()
+            self._remove_sub(subscription._id)
+
+    async def _request_new_style(
+        self, subject: str, payload: bytes, timeout: float = 1, headers: dict[str, Any] | None = None
+    ) -> Msg:
+        # Upstream waits by `wait_for`, which can swallow a cancellation, and leaks the future if it can't publish.
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        assert self._resp_sub_prefix
+        token = self._nuid.next().decode()
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._resp_map[token] = future
+        try:
+            await self.publish(subject, payload, reply=f"{self._resp_sub_prefix.decode()}{token}", headers=headers)
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise nats.errors.TimeoutError from None
+        finally:
+            self._resp_map.pop(token, None)
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        # Upstream drops a cancellation that comes while it waits.
+        task = asyncio.current_task()
+        asked = task.cancelling() if task is not None else 0
+        flushed = await super()._flush_pending(force_flush)
+        if task is not None and task.cancelling() > asked:
+            raise asyncio.CancelledError
+        return flushed
 
     async def _process_pong(self) -> None:
+        # Upstream hands every PONG to the oldest waiting flush; when that one was given up, it raises in the read loop.
         if self._pongs and self._pongs[0].done():
             self._pongs.pop(0)
             self._pongs_received += 1
             self._pings_outstanding = 0
             return
         await super()._process_pong()
+
+    async def _read_loop(self) -> None:
+        # Upstream logs an unexpected error and stops reading: the connection would be deaf until the next pings fail.
+        await super()._read_loop()
+        if self.is_connected and self._reading_task is asyncio.current_task():
+            await self._process_op_err(nats.errors.ProtocolError())
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        # Upstream decodes strictly: one message on a subject that is no UTF-8 ends the read loop of all who hear it.
+        return self.msg_class(
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )

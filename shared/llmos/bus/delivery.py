@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Generic, TypeVar
 
-import nats.errors
 from nats.aio.msg import Msg
 
+from llmos.bus.client import reaching
 from llmos.cancel import cancel
 from llmos.contracts.envelope import Envelope
+from llmos.errors import Busy
 
 T = TypeVar("T")
 
@@ -18,6 +19,8 @@ class Delivery(Generic[T]):
     """A message that is redelivered to somebody unless it is acked within the consumer's ack wait.
 
     `deliveries` counts from 1. Effects must be idempotent: a late ack of an earlier delivery completes the message.
+    Of `ack`, `nak` and `dead` the first counts; what is said later changes nothing. All raise `Busy` when the
+    connection was closed; while it is only away, they are sent when it is back.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Delivery(Generic[T]):
         self._ack_wait = ack_wait
         self._done = done
         self._bury = bury
+        self._ended = False
         self.body = body
         self.subject = msg.subject
         self.data = msg.data
@@ -44,22 +48,28 @@ class Delivery(Generic[T]):
 
     async def ack(self) -> None:
         """Done: the queue forgets the message. Sent without waiting, so a crash right after it may redeliver."""
-        await self._msg.ack()
-        self._done()
+        if not self._ended:
+            with reaching("an ack"):
+                await self._msg.ack()
+            self._end()
 
     async def nak(self, delay: float = 0.0) -> None:
         """Give it back, to be delivered again after `delay` seconds."""
-        await self._msg.nak(delay=delay or None)
-        self._done()
+        if not self._ended:
+            with reaching("a nak"):
+                await self._msg.nak(delay=delay or None)
+            self._end()
 
     async def in_progress(self) -> None:
         """Restart the ack wait."""
-        await self._msg.in_progress()
+        with reaching("a sign of progress"):
+            await self._msg.in_progress()
 
     async def dead(self, reason: str) -> None:
         """Copy the message to DEAD (persisted before the queue forgets it) and end it."""
-        await self._bury(self._msg, reason)
-        self._done()
+        if not self._ended:
+            await self._bury(self._msg, reason)
+            self._end()
 
     @asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -73,5 +83,9 @@ class Delivery(Generic[T]):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._ack_wait / 3)
-            with suppress(nats.errors.Error):  # a lost connection: the next beat, or the redelivery, mends it
-                await self._msg.in_progress()
+            with suppress(Busy):  # a lost connection: the next beat, or the redelivery, mends it
+                await self.in_progress()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._done()

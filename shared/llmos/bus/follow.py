@@ -1,13 +1,13 @@
 """Following a stream in order, by an ephemeral consumer that is made anew whenever it may be lost."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
-from nats.aio.client import Client
 
 from llmos.bus import api
+from llmos.bus.client import Client
 from llmos.bus.pull import Pull
 from llmos.contracts.envelope import Envelope
 from llmos.contracts.subjects import event_type
@@ -49,50 +49,65 @@ class Heard:
 
 
 async def follow(
-    nc: Client, pulls: set[Pull], stream: str, filters: Sequence[str], start: int, last_per_subject: bool
-) -> AsyncIterator[Heard]:
-    """Yield every stored message of `filters` from sequence `start` on, each once and in order.
+    nc: Client,
+    pulls: set[Pull],
+    stream: str,
+    filters: Sequence[str],
+    *,
+    start: int,
+    last_per_subject: bool,
+    ensure: Callable[[], Awaitable[None]],
+) -> AsyncGenerator[Heard, None]:
+    """Yield every stored message of `filters` from sequence `start` on (0: only new ones), each once and in order.
 
-    A stream that was made anew (its newest sequence is smaller than the one last heard) is followed from its beginning.
+    A stream that was made anew (it was created at another time) is followed from its beginning; one that lost its
+    newest messages (an unclean end of the machine), from where it ends.
     """
-    position = start  # the next sequence to hear; 0: only new ones
-    first = True
+    position = start  # the next sequence to hear
+    made = ""  # when the stream was created that `position` belongs to
+    newest_only = last_per_subject  # until the first message was heard
+    heard = False
     name = ""
     expected = 0  # consumer sequence, to notice a gap
 
     async def prepare() -> str:
-        nonlocal name, expected, position
-        if name:
-            with suppress(LlmosError):
-                await api.request(nc, f"CONSUMER.DELETE.{stream}.{name}", timeout=1.0)
+        nonlocal name, expected, position, made, newest_only
+        await ensure()
+        await forget()
+        info = await api.request(nc, f"STREAM.INFO.{stream}")
+        created, last = str(info["created"]), int(info["state"]["last_seq"])
+        if made and created != made:
+            position, newest_only = 1, last_per_subject
+        elif not made and start == 0:
+            position = last + 1
+        elif heard:
+            position = min(position, last + 1)
+        made = created
         name, expected = new_id("follow"), 0
-        if position == 0 or (not first and position > 1):
-            state = (await api.request(nc, f"STREAM.INFO.{stream}"))["state"]
-            if position == 0:
-                position = int(state["last_seq"]) + 1
-            elif int(state["last_seq"]) < position - 1:
-                position = 1
         policy = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(position, 1)}
-        if last_per_subject and first:
-            policy = {"deliver_policy": "last_per_subject"}
         config = {
             "name": name,
             "ack_policy": "none",
-            "filter_subjects": list(filters) or None,
+            "filter_subjects": list(filters) or [">"],
             "inactive_threshold": 60 * _NANO,
             "mem_storage": True,
             "num_replicas": 1,
             "max_deliver": -1,
-            **policy,
+            **({"deliver_policy": "last_per_subject"} if newest_only else policy),
         }
         await api.request(nc, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
         return name
+
+    async def forget() -> None:
+        if name and nc.is_connected:
+            with suppress(LlmosError):
+                await api.request(nc, f"CONSUMER.DELETE.{stream}.{name}", timeout=1.0)
 
     pull = Pull(nc, stream, prepare)
     pulls.add(pull)
     try:
         while not nc.is_closed:
-            msg = await pull.take(BATCH if pull.owed < BATCH // 2 else 0, timeout=5.0)
+            msg = await pull.take(BATCH, timeout=5.0, below=BATCH // 2)
             if msg is None:
                 continue
             meta = msg.metadata
@@ -102,8 +117,8 @@ async def follow(
             if meta.sequence.consumer != expected:
                 pull.reset()
                 continue
-            first = False
-            position = max(meta.sequence.stream + 1, position) if not last_per_subject else meta.sequence.stream + 1
+            newest_only, heard = False, True
+            position = meta.sequence.stream + 1
             yield Heard(
                 msg.subject,
                 meta.sequence.stream,
@@ -115,7 +130,5 @@ async def follow(
         raise Busy("the connection to the bus was closed")
     finally:
         pulls.discard(pull)
-        await pull.close()
-        if name and nc.is_connected:
-            with suppress(LlmosError):
-                await api.request(nc, f"CONSUMER.DELETE.{stream}.{name}", timeout=1.0)
+        await pull.leave()
+        await forget()
