@@ -42,8 +42,8 @@ def logs(
     lines
         How many lines of each log.
     """
-    stack = target.stack()
-    files = sorted((Path(stack.data_dir) / "logs").glob("*.log")) if stack else []
+    folder = _folder(target)
+    files = sorted(folder.glob("*.log")) if folder else []
     if name is not None:
         files = [file for file in files if file.stem == name]
         if not files:
@@ -52,6 +52,17 @@ def logs(
         raise NotFound("there are no logs of a stack here", remedy="Start one with `llmos up`, or name a job.")
     _services(files, follow, lines)
     return Exit.OK
+
+
+def _folder(target: Target) -> Path | None:
+    """Where the services of this machine's stack log, or logged before it stopped; `None` if another stack is meant."""
+    from llmos import local
+
+    if stack := target.stack():
+        return Path(stack.data_dir) / "logs"
+    if target.nats_url or local.find_stack(target.data_dir):
+        return None
+    return (target.data_dir or local.default_data_dir()) / "logs"
 
 
 async def _job(job: str, follow: bool, output: str, target: Target) -> int:

@@ -25,6 +25,8 @@ async def test_a_stack_comes_up_is_seen_and_goes_down_and_its_audit_log_verifies
         down = await llmos.run("down")
     assert down.code == 0, down.err
     assert (await llmos.run("status")).code == 4
+    left = await llmos.run("logs", "audit")
+    assert (left.code, "stopping" in left.out) == (0, True)
     await check_audit(llmos)
 
 
