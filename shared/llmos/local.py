@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from llmos.cancel import cancel
-from llmos.errors import Busy, Fatal, NotFound, Rejected
+from llmos.errors import Busy, Fatal, LlmosError, NotFound, Rejected
 from llmos.service import is_ready
 from llmos.supervisor import Process, free_port, server_process
 
@@ -155,7 +155,7 @@ def _detach(options: UpOptions) -> int:
     data_dir = options.data_dir.absolute()
     (data_dir / "logs").mkdir(parents=True, exist_ok=True)
     foreground = msgspec.structs.replace(options, data_dir=data_dir, detach=False, quiet=True)
-    program = "import sys, msgspec; from llmos import local; sys.exit(local.up(local.decode_options(sys.argv[1])))"
+    program = "import sys; from llmos import local; sys.exit(local.up_quietly(sys.argv[1]))"
     argument = msgspec.json.encode(foreground, enc_hook=str).decode()
     with (data_dir / "logs" / "up.log").open("ab") as log:
         process = subprocess.Popen(
@@ -166,15 +166,28 @@ def _detach(options: UpOptions) -> int:
             start_new_session=True,
         )
     deadline = time.monotonic() + 60
+    info = None
     while time.monotonic() < deadline and process.poll() is None:
         info = find_stack(data_dir)
         if info is not None and info.pid == process.pid and status(data_dir).ready:
             return 0
         time.sleep(0.1)
-    tail = (data_dir / "logs" / "up.log").read_text()[-1500:]
     if process.poll() is None:
-        raise Busy(f"the stack is not ready after 60 s:\n{tail}", remedy=f"See {data_dir}/logs, or `llmos down`.")
-    raise Fatal(f"the stack did not start:\n{tail}", remedy=f"See {data_dir}/logs.")
+        late = (
+            [service.service for service in status(data_dir).services if not service.ready] if info else ["nats-server"]
+        )
+        raise Busy(f"{', '.join(late)} not ready after 60 s", remedy=f"See {data_dir}/logs, or `llmos down`.")
+    why = (data_dir / "logs" / "up.log").read_text().strip().splitlines()[-1:]
+    raise Fatal(f"the stack did not start: {''.join(why)}", remedy=f"See {data_dir}/logs.")
+
+
+def up_quietly(options: str) -> int:
+    """The detached stack's own `up`: an error becomes the last line of its log."""
+    try:
+        return up(decode_options(options))
+    except LlmosError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 def decode_options(text: str) -> UpOptions:
@@ -238,17 +251,29 @@ class _Stack:
         ]
         announced = asyncio.create_task(self._announce(info))
         tasks = [asyncio.create_task(process.supervise()) for process in self._processes]
+        watching = [asyncio.create_task(self._watch(process, stop)) for process in self._processes]
         try:
             await stop.wait()
             self._say("llmos", "stopping")
         finally:
-            await cancel(announced)
+            await cancel(announced, *watching)
             await asyncio.gather(*(process.stop() for process in self._processes))
             await cancel(*tasks)
             if server is not None:
                 await server.stop()
         self._say("llmos", "stopped")
+        for process in self._processes:
+            if process.refused.is_set():
+                raise Fatal(
+                    f"{process.name} can't start: {process.last_line}",
+                    remedy=f"See {self._data}/logs/{process.name}.log.",
+                )
         return 0
+
+    @staticmethod
+    async def _watch(process: Process, stop: asyncio.Event) -> None:
+        await process.refused.wait()
+        stop.set()
 
     async def _announce(self, info: StackInfo) -> None:
         while not all(is_ready(self._data, name, time.time()) for name in self._services):  # noqa: ASYNC110  # files

@@ -18,6 +18,7 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 10.0
 HEALTHY_AFTER_S = 20.0
 KILL_AFTER_S = 7.5
+BAD_SETTING = 78  # EX_CONFIG of sysexits.h: another start would end the same way
 _PR_SET_PDEATHSIG = 1
 
 Say = Callable[[str, str], None]
@@ -46,6 +47,8 @@ class Process:
         self._log = log
         self._say = say
         self._stopping = False
+        self.refused = asyncio.Event()
+        self.last_line = ""
         self._child: asyncio.subprocess.Process | None = None
 
     @property
@@ -54,13 +57,16 @@ class Process:
         return self._child.pid if self._child is not None and self._child.returncode is None else 0
 
     async def supervise(self) -> None:
-        """Start it, and again after each end, until `stop` is called."""
+        """Start it, and again after each end, until `stop` is called or it ends for a bad setting (then `refused`)."""
         loop = asyncio.get_running_loop()
         backoff = BACKOFF_FIRST_S
         while not self._stopping:
             started = loop.time()
             status = await self._run_once()
             if self._stopping:
+                return
+            if status == BAD_SETTING:
+                self.refused.set()
                 return
             if loop.time() - started > HEALTHY_AFTER_S:
                 backoff = BACKOFF_FIRST_S
@@ -100,7 +106,8 @@ class Process:
                 if not line:
                     return
                 log.write(line)
-                self._say(self.name, line.decode(errors="replace").rstrip())
+                self.last_line = line.decode(errors="replace").rstrip()
+                self._say(self.name, self.last_line)
 
     async def stop(self) -> None:
         """Terminate it gracefully; by force, with all its children, after 7.5 s."""

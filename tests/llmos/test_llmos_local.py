@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,6 +106,18 @@ def test_no_service_outlives_a_killed_stack(data: Path) -> None:
     up(data)
     os.kill(local.status(data).stack.pid, signal.SIGKILL)
     wait_for(lambda: group(data) == [], 20)
+
+
+def test_a_service_that_can_never_start_ends_the_stack_with_its_own_words(data: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        began = time.monotonic()
+        options = local.UpOptions(data_dir=data, services=("gateway",), http_port=taken.getsockname()[1], detach=True)
+        with pytest.raises(Fatal, match="gateway can't start"):
+            local.up(options)
+        assert time.monotonic() - began < 30
+    wait_for(lambda: group(data) == [], 10)
 
 
 def test_an_unknown_service_is_refused_with_the_choices(tmp_path: Path) -> None:
