@@ -144,7 +144,7 @@ async def test_a_job_can_be_cancelled_in_every_state(
     train = outsider.spec()["train"] | {"epochs": 60 if kind == "train" else 2}
     job = await outsider.submit(outsider.spec(train=train, deploy=None))
     await outsider.until(job, moment, **({"kind": kind} if kind else {}))
-    assert cli(stack, "cancel", job).returncode == 0
+    await outsider.js.publish(f"llmos.call.scheduler.cancel.{job}", json.dumps({"job": job}).encode())
     history = await outsider.history(job)
     assert facts(history)[-1] == "job.cancelled"
     assert cli(stack, "cancel", job).returncode == 0, "a repeated cancel changes nothing"

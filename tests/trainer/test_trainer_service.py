@@ -353,7 +353,10 @@ async def test_all_artifacts_of_a_private_job_are_sealed(trainer: Stack, spec: J
             assert isinstance(done, TaskSucceeded), done
             inputs |= done.outputs
     assert set(inputs) == {"dataset", "base", "model"}
-    new = b"".join(path.read_bytes() for path in stored.iterdir() if path.name not in before)
+    new = b""
+    for path in stored.iterdir():
+        with suppress(FileNotFoundError):  # a checkpoint that is removed at this moment
+            new += path.read_bytes() if path.name not in before else b""
     assert b"acme/1" in new
     assert not any(word in new for word in (b"invoice", b"hidden_act", b"word_embeddings"))
 
