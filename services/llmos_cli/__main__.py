@@ -1,6 +1,5 @@
 """`llmos`, `python -m llmos_cli`: run a command; every error becomes two lines and a stable exit code."""
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -11,13 +10,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from llmos.errors import LlmosError
     from llmos_cli.app import make_app
-    from llmos_cli.exits import Exit, debugging, exit_code, report
+    from llmos_cli.exits import Exit, debugging, exit_code, nobody_reads, report
 
     app = make_app()
     try:
         result = app(arguments, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
-        return int(result or 0)
+        code = int(result or 0)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has enough; how the command ended still counts
+            nobody_reads()
+        return code
     except CycloptsError as error:
         report(str(error).strip(), "llmos --help, or llmos COMMAND --help.")
         return Exit.USAGE
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's flush does not fail
+        nobody_reads()
         return Exit.OK
     except OSError as error:
         if debugging():

@@ -38,6 +38,11 @@ def debugging() -> bool:
     return os.environ.get("LLMOS_DEBUG", "") not in ("", "0")
 
 
+def nobody_reads() -> None:
+    """Drop what is still written to stdout, whose reader has gone: the interpreter's last flush would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(line: str) -> None:
     """One line for a person, on stderr: stdout is for what a program reads."""
     print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from llmos_cli.exits import Exit
+from llmos_cli.exits import Exit, say
 from llmos_cli.options import Output, Target
 from llmos_cli.printing import print_value
 
@@ -22,6 +22,8 @@ def cancel(
 ) -> int:
     """Cancel a job: its running work stops at the next step. Repeating it changes nothing.
 
+    The exit code is 1 if the job had ended in another way before.
+
     Parameters
     ----------
     job
@@ -30,16 +32,21 @@ def cancel(
         Why, for the history.
     """
 
+    from llmos.contracts.jobs import ENDED
+
     async def ask() -> "JobView":
         async with await target.connect() as client:
             return await client.cancel(job, reason, requested_by=f"cli/{os.environ.get('USER', 'somebody')}")
 
     view = asyncio.run(ask())
-    if output == "table":
-        print(f"{view.job} is {view.state}")
-    else:
+    late = view.state in ENDED and view.state != "cancelled"
+    if output != "table":
         print_value(view, output)
-    return Exit.OK
+    elif not late:
+        print(f"{view.job} is {view.state}")
+    if late:
+        say(f"{view.job} had ended before: {view.state}; nothing was cancelled")
+    return Exit.FAILED if late else Exit.OK
 
 
 def explain(

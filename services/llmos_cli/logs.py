@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmos.bus import Heard
 
 POLL_S = 0.2
+LINES = 50
 TAIL_BYTES = 1 << 20  # how far back the last lines of a log are looked for
 
 
@@ -27,11 +28,11 @@ def logs(
     /,
     *,
     follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False,
-    lines: Annotated[int, Parameter(name=["--lines", "-n"])] = 50,
+    lines: Annotated[int | None, Parameter(name=["--lines", "-n"])] = None,
     output: Output = "table",
     target: Target = Target(),
 ) -> int:
-    """Show the last lines of the stack's logs (of one service, or of all), or every event of a job.
+    """Show the last lines of the stack's logs (of one service, or of all), or the events of a job.
 
     Parameters
     ----------
@@ -40,17 +41,17 @@ def logs(
     follow
         Go on as new lines or events come; a job's events end with the job.
     lines
-        How many lines of each log.
+        How many lines of each log (50), or of the job's events (all).
     """
     folder = _folder(target)
     files = sorted(folder.glob("*.log")) if folder else []
     if name is not None:
         files = [file for file in files if file.stem == name]
         if not files:
-            return asyncio.run(_job(name, follow, output, target))
+            return asyncio.run(_job(name, follow, lines, output, target))
     if not files:
         raise NotFound("there are no logs of a stack here", remedy="Start one with `llmos up`, or name a job.")
-    _services(files, follow, lines)
+    _services(files, follow, LINES if lines is None else lines)
     return Exit.OK
 
 
@@ -65,30 +66,35 @@ def _folder(target: Target) -> Path | None:
     return (target.data_dir or local.default_data_dir()) / "logs"
 
 
-async def _job(job: str, follow: bool, output: str, target: Target) -> int:
+async def _job(job: str, follow: bool, lines: int | None, output: str, target: Target) -> int:
     import msgspec
 
     from llmos.history import ENDS, follow_job, read_job, tenant_in
     from llmos_cli.telling import tell
 
-    def show(heard: "Heard", event: "Struct") -> None:
+    def line_of(heard: "Heard", event: "Struct") -> str:
         if output != "table":
             fact = {"sequence": heard.sequence, "time": heard.time, "type": heard.envelope.type, "data": event}
-            print(msgspec.json.encode(fact).decode(), flush=True)
-        elif line := tell(event):
-            print(f"{moment(heard.time)}  {line}", flush=True)
+            return msgspec.json.encode(fact).decode()
+        told = tell(event)
+        return told and f"{moment(heard.time)}  {told}"
+
+    def show(told: str) -> None:
+        if told:
+            print(told, flush=True)
 
     async with await target.connect() as client:
         known = await read_job(client.bus, job)
         if not known:
             raise NotFound(f"there is no service or job {job!r}", remedy="See `llmos status` and `llmos get jobs`.")
-        for heard, event in known:
-            show(heard, event)
+        told = [line for heard, event in known if (line := line_of(heard, event))]
+        for line in told if lines is None else told[max(0, len(told) - lines) :]:
+            show(line)
         if follow and not isinstance(known[-1][1], ENDS):
             last = known[-1][0]
             async with aclosing(follow_job(client.bus, job, last.sequence + 1, tenant=tenant_in(last))) as facts:
                 async for heard, event in facts:
-                    show(heard, event)
+                    show(line_of(heard, event))
     return Exit.OK
 
 

@@ -17,8 +17,7 @@ _DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".parquet"}
 def find_local(spec: Mapping[str, Any], folder: Path) -> tuple[dict[str, Path], list[Fault]]:
     """Field path → the file or directory of this machine that it names, and the faults of those that name none.
 
-    A relative path counts from `folder`, where the spec lies. A `file://` reference that isn't here is left alone: it
-    may be the path of a file on the node that will run the job.
+    A relative path counts from `folder`, where the spec lies. `file://` references to nothing are `find_absent`'s.
     """
     found: dict[str, Path] = {}
     faults: list[Fault] = []
@@ -30,6 +29,12 @@ def find_local(spec: Mapping[str, Any], folder: Path) -> tuple[dict[str, Path], 
         elif not text.startswith("file:") and _looks_like_a_path(text):
             faults.append(Fault(field, f"there is no file {path}"))
     return found, faults
+
+
+def find_absent(spec: Mapping[str, Any]) -> list[Fault]:
+    """`file://` references that name nothing on this machine: they may be files of the node that will run the job."""
+    paths = ((field, _path(text, Path())) for field, text in _references(spec) if text.startswith("file:"))
+    return [Fault(field, f"there is no file {path}") for field, path in paths if path is not None and not path.exists()]
 
 
 def _references(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

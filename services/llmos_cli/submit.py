@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from llmos_cli.exits import Exit, say
+from llmos_cli.exits import Exit, nobody_reads, say
 from llmos_cli.options import Output, Target
 from llmos_cli.printing import print_value, size
 
@@ -59,6 +59,12 @@ def submit(
     spec = specfile.override(read.spec, set or [])
     folder = Path.cwd() if file == "-" else Path(file).absolute().parent
     found, faults = spec_references.find_local(spec, folder)
+    absent = spec_references.find_absent(spec)
+    if target.stack() is not None:  # the nodes are this machine
+        faults += absent
+    else:
+        for fault in absent:
+            say(f"note: {fault} on this machine; the node that runs the job has to have it")
     resolved = spec_references.replace(spec, {field: path.as_uri() for field, path in found.items()})
     if faults := _check(resolved, target.tenant, faults):
         return _reject(read.locate(faults))
@@ -174,10 +180,13 @@ class _Submission:
                 f"{self.job} has not ended within {self._timeout:g} s", remedy=f"llmos logs -f {self.job}; it goes on."
             ) from None
         view = await client.ended(self.job)
-        if self._output != "table":
-            print_value(view, self._output)
-        elif view.state != "rejected":
-            print_job(view)
+        try:
+            if self._output != "table":
+                print_value(view, self._output)
+            elif view.state != "rejected":
+                print_job(view)
+        except BrokenPipeError:
+            nobody_reads()
         return self._rejected(view.faults) if view.state == "rejected" else _exit(view)
 
     def _rejected(self, faults: "list[Fault]") -> int:

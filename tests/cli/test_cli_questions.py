@@ -88,6 +88,15 @@ async def test_a_job_is_explained_and_cancelled(llmos: Commands, scheduler: Scri
     assert scheduler.cancelled[0].requested_by.startswith("cli/")
 
 
+async def test_cancelling_what_has_ended_says_so_and_is_1(
+    llmos: Commands, scheduler: ScriptedScheduler, bus: Bus
+) -> None:
+    await make_job(bus)
+    done = await llmos.run("cancel", "job-1")
+    assert (done.code, done.out, done.err) == (1, "", "job-1 had ended before: deployed; nothing was cancelled\n")
+    assert (await llmos.run("cancel", "job-1", "-o", "json")).json()["state"] == "deployed"
+
+
 async def test_a_deployed_model_is_asked_with_words_and_files(
     llmos: Commands, scheduler: ScriptedScheduler, bus: Bus
 ) -> None:
@@ -110,6 +119,8 @@ async def test_a_jobs_events_are_its_log(llmos: Commands, scheduler: ScriptedSch
     facts = [json.loads(line) for line in (await llmos.run("logs", "job-1", "-f", "-o", "json")).out.splitlines()]
     assert [facts[0]["type"], facts[-1]["type"]] == ["llmos.job.admitted.v1", "llmos.job.deployed.v1"]
     assert [fact["sequence"] for fact in facts] == sorted(fact["sequence"] for fact in facts)
+    assert (await llmos.run("logs", "job-1", "-n", "2")).out.splitlines() == lines[-2:]
+    assert (await llmos.run("logs", "job-1", "-n", "0")).out == ""
 
 
 async def test_following_a_job_ends_with_the_job(llmos: Commands, scheduler: ScriptedScheduler, bus: Bus) -> None:

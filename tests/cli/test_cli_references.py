@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmos.contracts.jobs import Fault
-from llmos_cli.spec_references import find_local, name_files, replace, upload
+from llmos_cli.spec_references import find_absent, find_local, name_files, replace, upload
 
 
 def spec_of(base: str, train: str) -> dict[str, object]:
@@ -23,6 +23,10 @@ def test_a_file_url_is_taken_along_when_the_file_is_here_and_left_alone_when_not
     here.write_text("")
     found, faults = find_local(spec_of("file:///nowhere/model", here.as_uri()), tmp_path)
     assert (found, faults) == ({"data.train": here}, [])
+    assert find_absent(spec_of("file:///nowhere/model", here.as_uri())) == [
+        Fault("model.base", "there is no file /nowhere/model")
+    ]
+    assert find_absent(spec_of("nowhere", "file:relative")) == []
 
 
 def test_references_to_elsewhere_are_no_paths(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from llmos.artifacts import open_store
 from llmos.contracts import jobs, tasks
 from llmos.testing.commands import Commands
@@ -134,6 +136,25 @@ async def test_waiting_for_a_refused_job_is_1_with_the_reason(
     done = await llmos.run("submit", str(spec_file), "--wait")
     assert done.code == 1
     assert "accuracy 0.50 is below 0.90" in done.out
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_a_closed_pipe_does_not_hide_how_the_job_ended(
+    llmos: Commands, scheduler: ScriptedScheduler, spec_file: Path, output: str
+) -> None:
+    scheduler.story = refused
+    process = await llmos.start("submit", str(spec_file), "--wait", "-o", output)
+    process.stdout._transport.close()  # type: ignore[attr-defined]  # the reader goes away before anything is written
+    done = await process.done()
+    assert (done.code, "error" in done.err) == (1, False)
+
+
+async def test_a_file_that_is_not_on_this_machine_is_noted_since_a_node_may_have_it(
+    llmos: Commands, scheduler: ScriptedScheduler, spec_file: Path
+) -> None:
+    done = await llmos.run("submit", str(spec_file), "--set", "model.base=file:///nowhere/model")
+    assert done.code == 0
+    assert "note: model.base: there is no file /nowhere/model on this machine" in done.err
 
 
 def forever(job: str, spec: jobs.JobSpec) -> Iterator[Step]:
