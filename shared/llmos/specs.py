@@ -36,13 +36,25 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.max_grad_norm": (1e-6, None),
     "train.seed": (0, 2**32 - 1),
     "deploy.replicas": (1, 1_000),
-    "resources.cpus": (0.1, 4_096),
-    "resources.gpus": (0, 1_024),
     "retry.max_attempts": (1, 100),
+    "duration": (1, 1e9),
+    **{
+        f"{place}.{name}": ends
+        for place in ("resources", "deploy.resources")
+        for name, ends in {
+            "cpus": (0.1, 4_096),
+            "gpus": (0, 1_024),
+            "gpu_milli": (1, 1_000),
+            "nodes": (1, 1_024),
+        }.items()
+    },
 }
-_TOKENS = ("name", "tenant", "queue", "deploy.name")
+_TOKENS = ("name", "tenant", "deploy.name")
 _REFERENCES = ("model.base", "data.train", "data.validation", "data.test")
 _SHARES = ("accuracy", "f1")  # metrics that lie between 0 and 1
+_DEEPEST_QUEUE = 8  # names in a queue's path
+_MOST_CHOICES = 64  # labels, GPU models
+_LONGEST_LABEL = 128  # characters
 
 
 def check_spec(data: bytes, *, tenant: str, now: float) -> tuple[JobSpec | None, list[Fault]]:
@@ -172,7 +184,12 @@ def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
             fault(path, "must name a column")
     if get("data.label") is not None and get("data.label") == (get("data.text") or "text"):
         fault("data.label", "must be another column than data.text")
-    _resources(get, fault)
+    _queue(get("queue"), fault)
+    for path in ("resources", "deploy.resources"):
+        _resources(path, lambda name, path=path: get(f"{path}.{name}"), fault)  # type: ignore[misc]
+    if isinstance(replica_nodes := get("deploy.resources.nodes"), int) and replica_nodes > 1:
+        fault("deploy.resources.nodes", "a replica runs on one node; ask for more replicas instead")
+    _label("deploy.spread", get("deploy.spread"), fault)
     _deadline(get("deadline"), now, fault)
     if isinstance(get("gate"), dict):
         for name, bound in get("gate").items():
@@ -190,19 +207,58 @@ def _reference(path: str, text: str, fault: Callable[[str, str], None]) -> None:
         fault(path, "names a model, not data; use file://, s3://, artifact: or hf:")
 
 
-def _resources(get: Callable[[str], Any], fault: Callable[[str, str], None]) -> None:
+def _queue(value: Any, fault: Callable[[str, str], None]) -> None:
+    if not isinstance(value, str):
+        return
+    parts = value.split("/")
+    if not all(is_token(part) for part in parts):
+        fault("queue", f"{value[:100]!r} must be names of 1 to 128 letters, digits, '_' or '-', with / between them")
+    elif len(parts) > _DEEPEST_QUEUE:
+        fault("queue", f"has {len(parts)} levels; at most {_DEEPEST_QUEUE} are possible")
+
+
+def _resources(at: str, get: Callable[[str], Any], fault: Callable[[str, str], None]) -> None:
     sizes: dict[str, int] = {}
-    for path in ("resources.memory", "resources.gpu_memory"):
-        value = get(path)
+    for name in ("memory", "gpu_memory"):
+        value = get(name)
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             try:
-                sizes[path] = parse_bytes(value)
+                sizes[name] = parse_bytes(value)
             except Rejected as error:
-                fault(path, str(error))
-    if sizes.get("resources.memory") == 0:
-        fault("resources.memory", "must be more than 0")
-    if sizes.get("resources.gpu_memory") and not get("resources.gpus"):
-        fault("resources.gpu_memory", "needs resources.gpus of at least 1")
+                fault(f"{at}.{name}", str(error))
+    if sizes.get("memory") == 0:
+        fault(f"{at}.memory", "must be more than 0")
+    if sizes.get("gpu_memory") and not get("gpus"):
+        fault(f"{at}.gpu_memory", f"needs {at}.gpus of at least 1")
+    milli, nodes = get("gpu_milli"), get("nodes")
+    if isinstance(milli, int) and milli < 1_000:
+        if get("gpus") != 1:
+            fault(f"{at}.gpu_milli", f"less than 1000 is a share of one GPU: set {at}.gpus to 1, or leave it out")
+        elif isinstance(nodes, int) and nodes > 1:
+            fault(f"{at}.gpu_milli", f"work on {nodes} nodes needs whole GPUs: leave it out, or set {at}.nodes to 1")
+    models, labels = get("gpu_models"), get("labels")
+    if isinstance(models, list) and models:
+        if not get("gpus"):
+            fault(f"{at}.gpu_models", f"needs {at}.gpus of at least 1")
+        if len(models) > _MOST_CHOICES:
+            fault(f"{at}.gpu_models", f"names {len(models)} models; at most {_MOST_CHOICES} are possible")
+        for model in models[:_MOST_CHOICES]:
+            if model == "":
+                fault(f"{at}.gpu_models", "must name models as `llmos get nodes` shows them, not ''")
+    if isinstance(labels, dict):
+        if len(labels) > _MOST_CHOICES:
+            fault(f"{at}.labels", f"has {len(labels)} labels; at most {_MOST_CHOICES} are possible")
+        for name, value in list(labels.items())[:_MOST_CHOICES]:
+            _label(f"{at}.labels", name, fault, empty="a label's name can't be empty")
+            _label(f"{at}.labels.{name[:100]}", value, fault)
+
+
+def _label(path: str, value: Any, fault: Callable[[str, str], None], empty: str = "") -> None:
+    if isinstance(value, str):
+        if empty and not value:
+            fault(path, empty)
+        elif len(value) > _LONGEST_LABEL:
+            fault(path, f"has {len(value)} characters; at most {_LONGEST_LABEL} are possible")
 
 
 def _deadline(value: Any, now: float, fault: Callable[[str, str], None]) -> None:

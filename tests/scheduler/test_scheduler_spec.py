@@ -64,6 +64,15 @@ def test_only_name_model_and_data_are_needed_and_the_tenant_comes_from_the_subje
     assert spec.tenant == "acme"
 
 
+def test_shares_gangs_models_labels_and_queues_in_a_tree_are_read() -> None:
+    spec = changed("queue", "research/vision")
+    spec["resources"] = {"gpus": 1, "gpu_milli": 250, "gpu_models": ["H100"], "labels": {"zone": "a"}}
+    spec["deploy"] |= {"resources": {"gpus": 1, "gpu_milli": 500, "gpu_memory": "8GiB"}, "spread": "zone"}
+    assert check(spec) == []
+    assert check(changed("resources", {"gpus": 8, "nodes": 4})) == []
+    assert check(changed("train", {"method": "none"})) == []
+
+
 def test_everything_wrong_is_reported_at_once_with_its_path() -> None:
     wrong = {
         "name": "my mood",
@@ -84,7 +93,7 @@ def test_everything_wrong_is_reported_at_once_with_its_path() -> None:
         "model: is missing",
         "data.lable: no such field; did you mean label?",
         "data.text: must be str, not int",
-        "train.method: 'adapter' is not known; known are full, lora",
+        "train.method: 'adapter' is not known; known are full, lora, none",
         "train.batch_size: must be int, not str",
         "priority: must be at most 100, not 101",
         "train.epochs: must be at least 1, not 0",
@@ -129,6 +138,27 @@ def test_everything_wrong_is_reported_at_once_with_its_path() -> None:
         ("resources.memory", "9" * 18 + "TiB", "lies outside"),
         ("model.base", "https://huggingface.co/org/m", "Did you mean hf:org/m?"),
         ("deploy", {"name": "x", "replica": 2}, "no such field; did you mean replicas?"),
+        ("queue", "research/", "must be names of 1 to 128 letters"),
+        ("queue", "/".join("abcdefghi"), "has 9 levels; at most 8"),
+        ("duration", 0, "must be at least 1, not 0"),
+        ("preemptible", "no", "must be bool, not str"),
+        ("resources.gpu_milli", 0, "must be at least 1, not 0"),
+        ("resources.gpu_milli", 1001, "must be at most 1000, not 1001"),
+        ("resources", {"gpus": 2, "gpu_milli": 500}, "is a share of one GPU: set resources.gpus to 1"),
+        ("resources", {"gpu_milli": 500}, "is a share of one GPU: set resources.gpus to 1"),
+        ("resources", {"gpus": 1, "gpu_milli": 500, "nodes": 2}, "work on 2 nodes needs whole GPUs"),
+        ("resources", {"gpu_models": ["H100"]}, "needs resources.gpus of at least 1"),
+        ("resources.gpu_models", "H100", "must be array, not str"),
+        ("resources.gpu_models", [""], "must name models as `llmos get nodes` shows them"),
+        ("resources.labels", {"zone": 3}, "must be str, not int"),
+        ("resources.labels", {"": "x"}, "a label's name can't be empty"),
+        ("resources.labels", {"zone": "x" * 129}, "has 129 characters; at most 128"),
+        ("resources.nodes", 0, "must be at least 1, not 0"),
+        ("resources.nodes", 1025, "must be at most 1024, not 1025"),
+        ("deploy.resources", {"gpus": 1, "nodes": 2}, "a replica runs on one node; ask for more replicas"),
+        ("deploy.resources", {"gpus": -1}, "must be at least 0, not -1"),
+        ("deploy.resources", {"memory": "x"}, "is no amount of bytes"),
+        ("deploy.spread", "x" * 129, "has 129 characters"),
     ],
 )
 def test_one_fault_says_what_to_write_instead(path: str, value: Any, message: str) -> None:

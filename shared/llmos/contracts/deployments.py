@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from llmos.contracts.jobs import ResourceRequest
 from llmos.contracts.models import ModelVersion
 from llmos.errors import Problem
 
@@ -11,7 +12,8 @@ from llmos.errors import Problem
 class ReplicaAssigned(Struct, frozen=True, omit_defaults=True):
     """`llmos.deploy.<node>.<model>`, last per subject: the node should serve this version under the name `deployment`.
 
-    `desired` `absent` takes it down. `generation` grows with every change of a deployment.
+    `desired` `absent` takes it down. `generation` grows with every change of a deployment. `devices` are the GPU ids that
+    the replica leases (none: it runs on cpus), `gpu_milli` and `gpu_memory` (bytes; 0: all of it) what it may use of each.
     """
 
     deployment: str
@@ -21,10 +23,17 @@ class ReplicaAssigned(Struct, frozen=True, omit_defaults=True):
     version: ModelVersion | None = None
     job: str = ""
     tenant: str = "default"
+    devices: list[str] = []
+    gpu_milli: int = 1000
+    gpu_memory: int = 0
 
 
 class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
-    """The scheduler decided what a deployment should be: this version, on these nodes."""
+    """The scheduler decided what a deployment should be: this version, on these nodes.
+
+    With `resources` each node's replica leases them: `leases` has the GPU ids by node. `spread` is the label over whose
+    values replicas are spread, `replicas` how many are wanted (0: as the job says).
+    """
 
     deployment: str
     tenant: str
@@ -32,6 +41,10 @@ class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
     job: str
     version: ModelVersion
     nodes: list[str]
+    resources: ResourceRequest | None = None
+    leases: dict[str, list[str]] = {}
+    spread: str = ""
+    replicas: int = 0
 
 
 class ReplicaReady(Struct, frozen=True, omit_defaults=True):

@@ -1,7 +1,7 @@
 """Jobs: the spec that anybody may publish, and the facts of a job's life."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -43,9 +43,12 @@ class DataSource(Struct, frozen=True, omit_defaults=True):
 
 
 class TrainSettings(Struct, frozen=True, omit_defaults=True):
-    """How to train. `epochs` or `steps`, not both (default 3 epochs); `warmup` below 1 is a share of all steps."""
+    """How to train. `epochs` or `steps`, not both (default 3 epochs); `warmup` below 1 is a share of all steps.
 
-    method: Literal["full", "lora"] = "full"
+    Method `none` trains nothing: the base model is checked and exported as it is.
+    """
+
+    method: Literal["full", "lora", "none"] = "full"
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 16
@@ -70,20 +73,35 @@ class ExportSettings(Struct, frozen=True, omit_defaults=True):
     precision: Literal["fp32", "int8"] = "fp32"
 
 
-class DeploySettings(Struct, frozen=True, omit_defaults=True):
-    """Where to serve a model that passed its gate: under which name, by how many replicas."""
-
-    name: str
-    replicas: int = 1
-
-
 class ResourceRequest(Struct, frozen=True, omit_defaults=True):
-    """What one task needs. `memory` and `gpu_memory` are bytes, or text such as `2GiB`."""
+    """What one task needs on each of its nodes. `memory` and `gpu_memory` are bytes, or text such as `2GiB`.
+
+    `gpu_milli` and `gpu_memory` are of each GPU; less than 1000 milli is a share of one GPU that others use too.
+    `gpu_models` are those that will do (none: any), `labels` what a node must carry. `nodes` above 1 make a gang: so many
+    nodes at once, each with these amounts, or none.
+    """
 
     cpus: float = 1.0
     memory: int | str = "2GiB"
     gpus: int = 0
     gpu_memory: int | str = 0
+    gpu_milli: int = 1000
+    gpu_models: list[str] = []
+    labels: dict[str, str] = {}
+    nodes: int = 1
+
+
+class DeploySettings(Struct, frozen=True, omit_defaults=True):
+    """Where to serve a model that passed its gate: under which name, by how many replicas.
+
+    `resources` are leased for each replica (without them only the inferencer's own memory budget counts). `spread` names
+    a node's label, such as `zone`, over whose values the replicas are spread.
+    """
+
+    name: str
+    replicas: int = 1
+    resources: ResourceRequest | None = None
+    spread: str = ""
 
 
 class RetrySettings(Struct, frozen=True, omit_defaults=True):
@@ -95,7 +113,9 @@ class RetrySettings(Struct, frozen=True, omit_defaults=True):
 class JobSpec(Struct, frozen=True, omit_defaults=True):
     """A job: what to train on what, the gate it has to pass, and where to serve it.
 
-    `private` encrypts every artifact of the job with the tenant's key. `priority` is 0–100, higher first.
+    `private` encrypts every artifact of the job with the tenant's key. `priority` is 0–100, higher first. `queue` is a
+    path such as `research/vision`. `duration` is how many seconds training is expected to take: a hint for the order, no
+    limit. Work that is not `preemptible` keeps its lease to its end.
     """
 
     name: str
@@ -113,6 +133,8 @@ class JobSpec(Struct, frozen=True, omit_defaults=True):
     retry: RetrySettings = RetrySettings()
     deadline: datetime | None = None
     private: bool = False
+    duration: float | None = None
+    preemptible: bool = True
 
 
 class JobSubmitted(JobSpec, frozen=True, omit_defaults=True):
@@ -224,6 +246,14 @@ class ExplainRequested(Struct, frozen=True, omit_defaults=True):
     job: str
 
 
+class PlanRequested(Struct, frozen=True, omit_defaults=True):
+    """What would become of a job with this spec (a JSON object as in a submission), or of a known job: nothing is done."""
+
+    tenant: str = "default"
+    spec: dict[str, Any] = {}
+    job: str = ""
+
+
 class CancelRequested(Struct, frozen=True, omit_defaults=True):
     """Cancel a job; repeating the request changes nothing."""
 
@@ -247,6 +277,9 @@ class TaskView(Struct, frozen=True, omit_defaults=True):
     metrics: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     problem: Problem | None = None
+    nodes: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    preemptions: int = 0
 
 
 class JobView(Struct, frozen=True, omit_defaults=True):
@@ -277,8 +310,29 @@ class JobList(Struct, frozen=True, omit_defaults=True):
     jobs: list[JobView] = field(default_factory=list)
 
 
+class Obstacle(Struct, frozen=True, omit_defaults=True):
+    """One thing that a job waits for.
+
+    `node_class` says which kind of node in words (`8 x H100`), and `nodes` how many of them there are; `held_by` are the
+    jobs (or deployments) that hold it.
+    """
+
+    kind: Literal[
+        "quota", "limit", "priority", "resources", "gang", "reservation", "cordon", "worker", "deployment", "backoff",
+    ]  # fmt: skip
+    message: str
+    node_class: str = ""
+    nodes: int = 0
+    held_by: list[str] = field(default_factory=list)
+
+
 class Explanation(Struct, frozen=True, omit_defaults=True):
-    """Why a job waits (or what it does): one sentence, then the reasons by node and the jobs ahead of it."""
+    """Why a job waits (or what it does): one sentence, then the reasons by node and the jobs ahead of it.
+
+    `waits_for` are the obstacles, `held_by` the jobs that hold what it waits for, `earliest_start` (Unix seconds) what is
+    known of when it can start, `would_run` what would let it run now. If it could start now: `starts_on` these nodes, and
+    `preempts` these jobs.
+    """
 
     job: str
     state: JobState
@@ -286,3 +340,9 @@ class Explanation(Struct, frozen=True, omit_defaults=True):
     reasons: list[str] = field(default_factory=list)
     ahead: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
+    waits_for: list[Obstacle] = field(default_factory=list)
+    held_by: list[str] = field(default_factory=list)
+    earliest_start: float | None = None
+    would_run: list[str] = field(default_factory=list)
+    starts_on: list[str] = field(default_factory=list)
+    preempts: list[str] = field(default_factory=list)

@@ -7,13 +7,18 @@ LOST_AFTER_S = 20.0
 
 
 class Gpu(Struct, frozen=True, omit_defaults=True):
-    """One GPU. Memory in bytes; `compute` is the CUDA capability such as `9.0`."""
+    """One GPU, or a MIG slice of one: then `parent` is the id of its GPU and `profile` its kind, such as `1g.10gb`.
+
+    Memory in bytes; `compute` is the CUDA capability such as `9.0`. A GPU that is cut into slices is no device itself.
+    """
 
     id: str
     model: str
     memory: int
     index: int = 0
     compute: str = ""
+    parent: str = ""
+    profile: str = ""
 
 
 class Inventory(Struct, frozen=True, omit_defaults=True):
@@ -82,12 +87,45 @@ class NodeLost(Struct, frozen=True, omit_defaults=True):
     node: str
 
 
+class NodeCordoned(Struct, frozen=True, omit_defaults=True):
+    """Nothing new starts on the node. With `drain` preemptible work on it is preempted, and replicas move away."""
+
+    node: str
+    drain: bool = False
+    by: str = ""
+    reason: str = ""
+
+
+class NodeUncordoned(Struct, frozen=True, omit_defaults=True):
+    """The node takes work again."""
+
+    node: str
+    by: str = ""
+
+
+class CordonRequested(Struct, frozen=True, omit_defaults=True):
+    """Asked of the scheduler: let nothing new start on a node; with `drain`, clear it."""
+
+    node: str
+    drain: bool = False
+    reason: str = ""
+    requested_by: str = ""
+
+
+class UncordonRequested(Struct, frozen=True, omit_defaults=True):
+    """Asked of the scheduler: let a node take work again."""
+
+    node: str
+    requested_by: str = ""
+
+
 class NodesRequested(Struct, frozen=True, omit_defaults=True):
     """Asked of the scheduler: list the nodes."""
 
 
 class NodeView(Struct, frozen=True, omit_defaults=True):
-    """A node as the scheduler sees it."""
+    """A node as the scheduler sees it. `gpu_milli_leased` is by device; `replicas` are the deployments that lease of it;
+    `reason` is why it was cordoned."""
 
     node: str
     alive: bool
@@ -97,6 +135,12 @@ class NodeView(Struct, frozen=True, omit_defaults=True):
     memory_leased: int = 0
     gpus_leased: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    gpu_milli_leased: dict[str, int] = field(default_factory=dict)
+    replicas: list[str] = field(default_factory=list)
+    cordoned: bool = False
+    draining: bool = False
+    reason: str = ""
+    reservations: list[str] = field(default_factory=list)
 
 
 class NodeList(Struct, frozen=True, omit_defaults=True):

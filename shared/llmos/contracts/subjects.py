@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from llmos.contracts import audit, dead, deployments, inference, jobs, keys, models, nodes, tasks
+from llmos.contracts import audit, dead, deployments, inference, jobs, keys, leader, models, nodes, queues, tasks
 from llmos.errors import Rejected
 from llmos.ids import is_token
 
@@ -82,7 +82,7 @@ class Row(Struct, frozen=True):
     type: type[Struct]
     stream: str
     ce_type: str
-    id: str = ""  # attribute path of the id token, for events
+    id: str = ""  # attribute path of the id token, for events; `=word` is that word
     tenant: str = ""  # attribute path of the tenant token, for events; empty: `system`
 
 
@@ -107,10 +107,13 @@ EVENTS: tuple[Row, ...] = (
     _event("task", "failed", tasks.TaskFailed, "task"),
     _event("task", "rejected", tasks.TaskRejected, "task"),
     _event("task", "refused", tasks.TaskRefused, "task"),
+    _event("task", "preempting", tasks.TaskPreempting, "task"),
     _event("task", "cancelled", tasks.TaskCancelled, "task"),
     _event("task", "lost", tasks.TaskLost, "task"),
     _event("node", "inventoried", nodes.NodeInventoried, "node", ""),
     _event("node", "lost", nodes.NodeLost, "node", ""),
+    _event("node", "cordoned", nodes.NodeCordoned, "node", ""),
+    _event("node", "uncordoned", nodes.NodeUncordoned, "node", ""),
     _event("worker", "joined", nodes.WorkerJoined, "node", ""),
     _event("worker", "lost", nodes.WorkerLost, "node", ""),
     _event("model", "exported", models.ModelExported, "version.model", "version.tenant"),
@@ -119,6 +122,10 @@ EVENTS: tuple[Row, ...] = (
     _event("replica", "ready", deployments.ReplicaReady, "deployment"),
     _event("replica", "failed", deployments.ReplicaFailed, "deployment"),
     _event("replica", "unloaded", deployments.ReplicaUnloaded, "deployment"),
+    _event("queues", "changed", queues.QueuesChanged, "=scheduler", ""),
+    _event("reservation", "made", queues.ReservationMade, "reservation", ""),
+    _event("reservation", "ended", queues.ReservationEnded, "reservation", ""),
+    _event("leader", "elected", leader.LeaderElected, "=scheduler", ""),
     _event("inference", "metered", inference.InferenceMetered, "deployment"),
     _event("key", "created", keys.KeyCreated, "tenant"),
     _event("key", "released", keys.KeyReleased, "subject"),
@@ -159,6 +166,14 @@ CALLS: tuple[Call, ...] = (
     Call("scheduler", "explain", jobs.ExplainRequested, jobs.Explanation),
     Call("scheduler", "cancel", jobs.CancelRequested, jobs.JobView),
     Call("scheduler", "nodes", nodes.NodesRequested, nodes.NodeList),
+    Call("scheduler", "plan", jobs.PlanRequested, jobs.Explanation),
+    Call("scheduler", "cordon", nodes.CordonRequested, nodes.NodeView),
+    Call("scheduler", "uncordon", nodes.UncordonRequested, nodes.NodeView),
+    Call("scheduler", "queues", queues.QueuesRequested, queues.QueueList),
+    Call("scheduler", "set_queues", queues.SetQueuesRequested, queues.QueueList),
+    Call("scheduler", "reserve", queues.ReserveRequested, queues.ReservationView),
+    Call("scheduler", "unreserve", queues.UnreserveRequested, queues.ReservationView),
+    Call("scheduler", "reservations", queues.ReservationsRequested, queues.ReservationList),
     Call("vault", "sign", keys.SignRequested, keys.SignAnswered),
     Call("vault", "key", keys.KeyRequested, keys.KeyAnswered),
     Call("vault", "rotate", keys.RotateRequested, keys.RotateAnswered),
@@ -217,7 +232,7 @@ def _unknown(service: str, verb: str) -> Call:
 
 @cache
 def _path(path: str) -> Any:
-    return attrgetter(path)
+    return attrgetter(path) if not path.startswith("=") else lambda _event: path[1:]
 
 
 def token(text: str) -> str:

@@ -14,11 +14,26 @@ Kind = Literal["check", "train", "export"]
 KINDS: tuple[Kind, ...] = ("check", "train", "export")
 
 
+def kinds_of(spec: JobSpec) -> tuple[Kind, ...]:
+    """The tasks of a job in their order: nothing is trained with `method: none`."""
+    return KINDS if spec.train.method != "none" else ("check", "export")
+
+
+class Member(Struct, frozen=True, omit_defaults=True):
+    """One node's part of a lease: `devices` are the ids of its GPUs."""
+
+    node: str
+    devices: list[str] = field(default_factory=list)
+
+
 class TaskAssigned(Struct, frozen=True, omit_defaults=True):
     """`llmos.work.<kind>.<node>.<task>`: do this.
 
     `inputs` maps a role to an artifact address (`sha256:…`): `check` has none; `train` gets `dataset` and `base`;
-    `export` gets `dataset`, `base` and `model`. `devices` are the GPU ids leased to the task.
+    `export` gets `dataset`, `base` and `model`. `devices` are the GPU ids leased to the task, `gpu_milli` and
+    `gpu_memory` (bytes; 0: all of it) what it may use of each. In a gang every member gets one of `world` assignments;
+    `rank` 0 picks host and port and writes them to KV `state`, key `gang.<task>.<lease>`, for the others. Only rank 0 says
+    progress, checkpoints and success; any rank may say that the task failed or was cancelled, since the lease is one.
     """
 
     task: str
@@ -32,10 +47,17 @@ class TaskAssigned(Struct, frozen=True, omit_defaults=True):
     devices: list[str] = field(default_factory=list)
     cpus: float = 1.0
     memory: int = 0
+    gpu_milli: int = 1000
+    gpu_memory: int = 0
+    rank: int = 0
+    world: int = 1
 
 
 class TaskPlaced(Struct, frozen=True, omit_defaults=True):
-    """The scheduler leased resources of `node` to the task. `lease` only ever grows."""
+    """The scheduler leased resources of `node` to the task. `lease` only ever grows.
+
+    A gang has `members`, the first of which is `node` with `devices`; each holds these cpus, memory and GPU amounts.
+    """
 
     task: str
     job: str
@@ -47,6 +69,9 @@ class TaskPlaced(Struct, frozen=True, omit_defaults=True):
     cpus: float = 0.0
     memory: int = 0
     devices: list[str] = field(default_factory=list)
+    gpu_milli: int = 1000
+    gpu_memory: int = 0
+    members: list[Member] = field(default_factory=list)
 
 
 class TaskStarted(Struct, frozen=True, omit_defaults=True):
@@ -143,6 +168,20 @@ class TaskRefused(Struct, frozen=True, omit_defaults=True):
     node: str
     reasons: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+class TaskPreempting(Struct, frozen=True, omit_defaults=True):
+    """The scheduler asks a lease back: the worker saves a checkpoint at its next step, says `TaskCancelled`, and the task
+    waits again in its old place, at no cost of an attempt. `by` is the job or deployment that needs the hardware."""
+
+    task: str
+    job: str
+    tenant: str
+    kind: Kind
+    lease: int
+    node: str
+    by: str = ""
+    reason: str = ""
 
 
 class TaskCancelled(Struct, frozen=True, omit_defaults=True):

@@ -65,6 +65,7 @@ def _candidates(kind: Any, name: str) -> list[Any]:
         int: [3, 4],
         float: [0.5, 0.25],
         bool: [True, False],
+        Any: [name],
         datetime: [datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)],
     }
     return simple[kind]
