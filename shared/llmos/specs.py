@@ -36,8 +36,6 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.max_grad_norm": (1e-6, None),
     "train.seed": (0, 2**32 - 1),
     "deploy.replicas": (1, 1_000),
-    "retry.max_attempts": (1, 100),
-    "duration": (1, 1e9),
     **{
         f"{place}.{name}": ends
         for place in ("resources", "deploy.resources")
@@ -48,6 +46,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
             "nodes": (1, 1_024),
         }.items()
     },
+    "retry.max_attempts": (1, 100),
+    "duration": (1, 1e9),
 }
 _TOKENS = ("name", "tenant", "deploy.name")
 _REFERENCES = ("model.base", "data.train", "data.validation", "data.test")

@@ -12,8 +12,9 @@ from llmos.errors import Problem
 class ReplicaAssigned(Struct, frozen=True, omit_defaults=True):
     """`llmos.deploy.<node>.<model>`, last per subject: the node should serve this version under the name `deployment`.
 
-    `desired` `absent` takes it down. `generation` grows with every change of a deployment. `devices` are the GPU ids that
-    the replica leases (none: it runs on cpus), `gpu_milli` and `gpu_memory` (bytes; 0: all of it) what it may use of each.
+    `desired` `absent` takes it down. `generation` grows with every change of a deployment. `devices` are the GPU ids
+    that the replica leases (none: it runs on cpus), `gpu_milli` and `gpu_memory` (bytes; 0: all of it) what it may use
+    of each.
     """
 
     deployment: str

@@ -77,8 +77,8 @@ class ResourceRequest(Struct, frozen=True, omit_defaults=True):
     """What one task needs on each of its nodes. `memory` and `gpu_memory` are bytes, or text such as `2GiB`.
 
     `gpu_milli` and `gpu_memory` are of each GPU; less than 1000 milli is a share of one GPU that others use too.
-    `gpu_models` are those that will do (none: any), `labels` what a node must carry. `nodes` above 1 make a gang: so many
-    nodes at once, each with these amounts, or none.
+    `gpu_models` are those that will do (none: any), `labels` what a node must carry. `nodes` above 1 make a gang: so
+    many nodes at once, each with these amounts, or none.
     """
 
     cpus: float = 1.0
@@ -94,8 +94,8 @@ class ResourceRequest(Struct, frozen=True, omit_defaults=True):
 class DeploySettings(Struct, frozen=True, omit_defaults=True):
     """Where to serve a model that passed its gate: under which name, by how many replicas.
 
-    `resources` are leased for each replica (without them only the inferencer's own memory budget counts). `spread` names
-    a node's label, such as `zone`, over whose values the replicas are spread.
+    `resources` are leased for each replica (without them only the inferencer's own memory budget counts). `spread`
+    names a node's label, such as `zone`, over whose values the replicas are spread.
     """
 
     name: str
@@ -114,8 +114,8 @@ class JobSpec(Struct, frozen=True, omit_defaults=True):
     """A job: what to train on what, the gate it has to pass, and where to serve it.
 
     `private` encrypts every artifact of the job with the tenant's key. `priority` is 0–100, higher first. `queue` is a
-    path such as `research/vision`. `duration` is how many seconds training is expected to take: a hint for the order, no
-    limit. Work that is not `preemptible` keeps its lease to its end.
+    path such as `research/vision`. `duration` is how many seconds training is expected to take: a hint for the order,
+    no limit. Work that is not `preemptible` keeps its lease to its end.
     """
 
     name: str
@@ -129,7 +129,7 @@ class JobSpec(Struct, frozen=True, omit_defaults=True):
     gate: dict[str, Bound] = {}
     export: ExportSettings = ExportSettings()
     deploy: DeploySettings | None = None
-    resources: ResourceRequest = ResourceRequest()
+    resources: ResourceRequest = field(default_factory=ResourceRequest)
     retry: RetrySettings = RetrySettings()
     deadline: datetime | None = None
     private: bool = False
@@ -247,7 +247,8 @@ class ExplainRequested(Struct, frozen=True, omit_defaults=True):
 
 
 class PlanRequested(Struct, frozen=True, omit_defaults=True):
-    """What would become of a job with this spec (a JSON object as in a submission), or of a known job: nothing is done."""
+    """What would become of a job with this spec (a JSON object as in a submission), or of a known job: nothing is
+    done."""
 
     tenant: str = "default"
     spec: dict[str, Any] = {}
@@ -313,8 +314,8 @@ class JobList(Struct, frozen=True, omit_defaults=True):
 class Obstacle(Struct, frozen=True, omit_defaults=True):
     """One thing that a job waits for.
 
-    `node_class` says which kind of node in words (`8 x H100`), and `nodes` how many of them there are; `held_by` are the
-    jobs (or deployments) that hold it.
+    `node_class` says which kind of node in words (`8 x H100`), and `nodes` how many of them there are; `held_by` are
+    the jobs (or deployments) that hold it.
     """
 
     kind: Literal[
@@ -329,9 +330,9 @@ class Obstacle(Struct, frozen=True, omit_defaults=True):
 class Explanation(Struct, frozen=True, omit_defaults=True):
     """Why a job waits (or what it does): one sentence, then the reasons by node and the jobs ahead of it.
 
-    `waits_for` are the obstacles, `held_by` the jobs that hold what it waits for, `earliest_start` (Unix seconds) what is
-    known of when it can start, `would_run` what would let it run now. If it could start now: `starts_on` these nodes, and
-    `preempts` these jobs.
+    `waits_for` are the obstacles, `held_by` the jobs that hold what it waits for, `earliest_start` (Unix seconds) what
+    is known of when it can start, `would_run` what would let it run now. If it could start now: `starts_on` these
+    nodes, and `preempts` these jobs.
     """
 
     job: str

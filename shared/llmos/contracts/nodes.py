@@ -124,8 +124,8 @@ class NodesRequested(Struct, frozen=True, omit_defaults=True):
 
 
 class NodeView(Struct, frozen=True, omit_defaults=True):
-    """A node as the scheduler sees it. `gpu_milli_leased` is by device; `replicas` are the deployments that lease of it;
-    `reason` is why it was cordoned."""
+    """A node as the scheduler sees it. `gpu_milli_leased` is by device; `replicas` are the deployments that lease of
+    it; `reason` is why it was cordoned."""
 
     node: str
     alive: bool

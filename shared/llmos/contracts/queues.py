@@ -31,8 +31,8 @@ class QueuesChanged(Struct, frozen=True, omit_defaults=True):
 
 
 class ReservationMade(Struct, frozen=True, omit_defaults=True):
-    """From `start` to `end` (Unix seconds; no end: until it is ended) only work of this queue (and those below it) and of
-    this tenant starts on these nodes. An empty queue or tenant is any."""
+    """From `start` to `end` (Unix seconds; no end: until it is ended) only work of this queue (and those below it)
+    and of this tenant starts on these nodes. An empty queue or tenant is any."""
 
     reservation: str
     nodes: list[str]
@@ -65,7 +65,8 @@ class SetQueuesRequested(Struct, frozen=True, omit_defaults=True):
 
 
 class QueueView(Struct, frozen=True, omit_defaults=True):
-    """A queue as it stands: its settings, the GPUs that it holds now and held on average, its running and waiting jobs."""
+    """A queue as it stands: its settings, the GPUs that it holds now and held on average, its running and waiting
+    jobs."""
 
     name: str
     policy: str = ""

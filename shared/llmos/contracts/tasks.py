@@ -32,8 +32,9 @@ class TaskAssigned(Struct, frozen=True, omit_defaults=True):
     `inputs` maps a role to an artifact address (`sha256:…`): `check` has none; `train` gets `dataset` and `base`;
     `export` gets `dataset`, `base` and `model`. `devices` are the GPU ids leased to the task, `gpu_milli` and
     `gpu_memory` (bytes; 0: all of it) what it may use of each. In a gang every member gets one of `world` assignments;
-    `rank` 0 picks host and port and writes them to KV `state`, key `gang.<task>.<lease>`, for the others. Only rank 0 says
-    progress, checkpoints and success; any rank may say that the task failed or was cancelled, since the lease is one.
+    `rank` 0 picks host and port and writes them to KV `state`, key `gang.<task>.<lease>`, for the others. Only rank 0
+    says progress, checkpoints and success; any rank may say that the task failed or was cancelled, since the lease is
+    one.
     """
 
     task: str
@@ -171,8 +172,9 @@ class TaskRefused(Struct, frozen=True, omit_defaults=True):
 
 
 class TaskPreempting(Struct, frozen=True, omit_defaults=True):
-    """The scheduler asks a lease back: the worker saves a checkpoint at its next step, says `TaskCancelled`, and the task
-    waits again in its old place, at no cost of an attempt. `by` is the job or deployment that needs the hardware."""
+    """The scheduler asks a lease back: the worker saves a checkpoint at its next step, says `TaskCancelled`, and the
+    task waits again in its old place, at no cost of an attempt. `by` is the job or deployment that needs the
+    hardware."""
 
     task: str
     job: str
