@@ -1,19 +1,33 @@
 """nats-py's client with its faults mended (each was seen on 2.16), and its errors turned into ours."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import nats.aio.client
 import nats.errors
+import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from llmos.errors import Busy, Rejected
 
 LOOK_AGAIN_S = 0.02
+_log: Any = structlog.get_logger("llmos.bus")
 _CHECK = "Check the connection to the bus."
+
+
+class _OneLine(logging.Handler):
+    """nats-py logs what it did not expect with a traceback, before the connection is taken up again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        _log.warning(record.getMessage(), error=repr(error) if error else "")
+
+
+logging.getLogger("nats").addHandler(_OneLine())
 
 
 @contextmanager

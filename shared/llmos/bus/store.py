@@ -1,12 +1,13 @@
 """Publishing what must not be lost: acked by the stream, and repeated under one id until it is."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import msgspec
 import nats.errors
+from msgspec import Struct
 
 from llmos.bus.api import ApiError
 from llmos.bus.client import Client, reaching
@@ -64,14 +65,26 @@ async def store(
                         await ensure()
 
 
+class _Answer(Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
 def _read(subject: str, data: bytes) -> Ack:
     try:
-        answer: dict[str, Any] = json.loads(data)
-        error = answer.get("error")
-        if error is None:
-            return Ack(int(answer["seq"]), bool(answer.get("duplicate")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Busy(f"what answered {subject} is no stream") from None
+        answer = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        answer = _Answer()
+    error = answer.error
+    if error is None:
+        if not answer.seq:
+            raise Busy(f"what answered {subject} is no stream")
+        return Ack(answer.seq, answer.duplicate)
     if error.get("err_code") == _FULL:
         raise Full(f"{subject} is full: {error.get('description')}", remedy="Retry later.")
     if error.get("err_code") == _IN_PROCESS or int(error.get("code", 0)) >= 500:
