@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from llmos.contracts.inference import Classification, LabelScore
+from llmos.contracts.inference import LabelScore, Output
 from llmos.contracts.models import ServingContract
 from llmos.errors import LlmosError, Rejected
 
@@ -70,7 +70,7 @@ class Engine:
             raise Rejected(f"the artifact can't be loaded: {error}", remedy="Export the model again.") from error
         return engine
 
-    def classify(self, texts: Sequence[str], top: int = 0) -> list[Classification]:
+    def classify(self, texts: Sequence[str], top: int = 0) -> list[Output]:
         """The label of each text, in order: tokenise, one run, softmax."""
         return [self.read(row, top) for row in self.run(self.encode(texts))] if texts else []
 
@@ -98,7 +98,7 @@ class Engine:
         result: NDArray[np.float32] = scaled / scaled.sum(axis=1, keepdims=True)
         return result
 
-    def read(self, row: NDArray[np.float32], top: int = 0) -> Classification:
+    def read(self, row: NDArray[np.float32], top: int = 0) -> Output:
         """One row of probabilities as an answer: the best label first, at most `top` of them (0: all), 6 decimals.
 
         Raises `NotFinite` for a row that holds no probabilities.
@@ -108,7 +108,7 @@ class Engine:
         order = np.argsort(-row, kind="stable")[: top if top > 0 else None]
         labels = self.contract.labels
         scores = [LabelScore(labels[at], round(float(row[at]), DIGITS)) for at in order]
-        return Classification(scores[0].label, scores[0].score, scores)
+        return Output(scores[0].label, scores[0].score, scores)
 
     def _check_graph(self) -> None:
         inputs = {given.name: given.type for given in self._session.get_inputs()}

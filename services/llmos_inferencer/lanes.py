@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.clock import Clock
-from llmos.contracts.inference import Classification
+from llmos.contracts.inference import Output
 from llmos.errors import LlmosError, Rejected
 from llmos_inferencer.core import Limits, Queue, Waiting
 from llmos_inferencer.engine import Engine, Tokens
 
 THREADS_A_LANE = 4  # beyond that another batch gains more than another thread
-Result = Classification | LlmosError
+Result = Output | LlmosError
 
 
 class Late(Rejected):
@@ -38,7 +38,7 @@ class Job:
         self.begun = False
         self.started_at = 0.0
         self.seconds = 0.0
-        self.outputs: list[Classification | None] = [None] * size
+        self.outputs: list[Output | None] = [None] * size
         self.left = size
         self.inputs: list[Input] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

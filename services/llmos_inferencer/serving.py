@@ -262,7 +262,7 @@ class Serving:
         if not body.inputs:
             job.started_at = request.arrived
             return job
-        tokens = await _tokens(session.engine, body.inputs)
+        tokens = await _tokens(session.engine, [each if isinstance(each, str) else each.text for each in body.inputs])
         request.job = job
         self._lanes.submit(job, tokens, request.rank)
         try:

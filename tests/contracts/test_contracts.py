@@ -97,8 +97,10 @@ def places(kind: Any, value: Any, put: Put) -> Iterator[tuple[type[Struct], dict
     elif get_origin(kind) is dict:
         for name, inside in value.items():
             yield from places(get_args(kind)[1], inside, partial(_put_into, put, value, name))
-    elif isinstance(value, dict):  # a Struct or None
-        yield from places(next(arg for arg in get_args(kind) if issubclass(arg, Struct)), value, put)
+    elif isinstance(value, dict):  # a Struct or something else (None, text, any object)
+        for arg in get_args(kind):
+            if isinstance(arg, type) and issubclass(arg, Struct):
+                yield from places(arg, value, put)
 
 
 def _put_into(put: Put, holder: Any, at: Any, new: Any) -> Any:

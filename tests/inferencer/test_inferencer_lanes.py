@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmos.clock import SystemClock
-from llmos.contracts.inference import Classification
+from llmos.contracts.inference import Output
 from llmos.errors import LlmosError
 from llmos_inferencer.core import Limits
 from llmos_inferencer.engine import Engine
@@ -110,7 +110,7 @@ async def test_every_output_stands_in_the_place_of_its_input(engine: Engine, lan
     job = lanes.ask(engine, *texts)
     await job.done
     assert job.outputs == engine.classify(texts)
-    assert all(isinstance(output, Classification) for output in job.outputs)
+    assert all(isinstance(output, Output) for output in job.outputs)
 
 
 async def test_a_request_that_is_withdrawn_is_not_computed(engine: Engine, lanes: Watched) -> None:

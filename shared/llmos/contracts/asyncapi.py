@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from llmos.contracts.inference import InferenceAnswered
+from llmos.contracts.inference import InferenceAnswered, InferenceDelta
 from llmos.contracts.subjects import CALLS, COMMANDS, EVENTS, PROBLEM_TYPE, REPLIES, STREAMS, Call, Row
 from llmos.errors import Problem
 
@@ -22,7 +22,8 @@ TOKENS: dict[str, tuple[str, ...]] = {
     "llmos.job": ("tenant", "job"),
     "llmos.work": ("kind", "node", "task"),
     "llmos.infer": ("deployment", "class", "request"),
-    "llmos.ctl": ("task",),
+    "llmos.ctl.stop": ("task",),
+    "llmos.ctl.cancel": ("request",),
     "llmos.deploy": ("node", "deployment"),
     "llmos.dead": ("stream", "consumer"),
     "llmos.call": ("request",),
@@ -42,7 +43,7 @@ MEANINGS: dict[str, str] = {
     "consumer": "The consumer that could not handle it.",
     "client": "A token of the asker's own: it subscribes to `llmos.reply.<client>.*` before it asks.",
 }
-RECEIVED = ("llmos.job", "llmos.infer")  # commands that others send to llmos
+RECEIVED = ("llmos.job", "llmos.infer", "llmos.ctl.cancel")  # commands that others send to llmos
 
 
 def describe(version: str) -> Json:
@@ -90,7 +91,8 @@ _INFO = """
 
 
 def _tokens(pattern: str) -> tuple[str, ...]:
-    return TOKENS[".".join(pattern.split(".")[:2])]
+    words = pattern.split(".")
+    return TOKENS.get(".".join(words[:2])) or TOKENS[".".join(words[:3])]
 
 
 def _name(pattern: str) -> str:
@@ -114,7 +116,7 @@ def _operation(row: Row) -> Json:
     received = row.pattern.startswith(RECEIVED)
     operation = _said("receive" if received else "send", name, row.type)
     if row.stream == "INFER":
-        operation["reply"] = _reply(InferenceAnswered)
+        operation["reply"] = _reply(InferenceAnswered, InferenceDelta)
     return {f"{operation['action']}.{name}": operation}
 
 

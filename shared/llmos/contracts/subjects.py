@@ -138,6 +138,12 @@ COMMANDS: tuple[Row, ...] = (
     Row("llmos.work.*.*.*", tasks.TaskAssigned, "WORK", "llmos.task.assigned.v1"),
     Row("llmos.infer.*.*.*", inference.InferenceRequested, "INFER", "llmos.inference.requested.v1"),
     Row("llmos.ctl.stop.*", tasks.TaskStopRequested, "CONTROL", "llmos.task.stop-requested.v1"),
+    Row(
+        "llmos.ctl.cancel.*",
+        inference.InferenceCancelRequested,
+        "CONTROL",
+        "llmos.inference.cancel-requested.v1",
+    ),
     Row("llmos.deploy.*.*", deployments.ReplicaAssigned, "DEPLOY", "llmos.replica.assigned.v1"),
     Row("llmos.dead.*.*", dead.DeadLetter, "DEAD", "llmos.dead.letter.v1"),
 )
@@ -186,6 +192,7 @@ CALLS: tuple[Call, ...] = (
 PROBLEM_TYPE = "llmos.problem.v1"  # the ce-type of a reply that is a `Problem`
 REPLIES: tuple[Row, ...] = (
     Row("llmos.reply.*.*", inference.InferenceAnswered, "REPLY", "llmos.inference.answered.v1"),
+    Row("llmos.reply.*.*", inference.InferenceDelta, "REPLY", "llmos.inference.delta.v1"),
     *(Row("llmos.reply.*.*", call.answer, "REPLY", f"llmos.reply.{call.service}.{call.verb}.v1") for call in CALLS),
 )
 
@@ -277,6 +284,10 @@ def reply(client: str, request: str) -> str:
 
 def control_stop(task: str) -> str:
     return f"llmos.ctl.stop.{token(task)}"
+
+
+def control_cancel(request: str) -> str:
+    return f"llmos.ctl.cancel.{token(request)}"
 
 
 def deploy(node: str, deployment: str) -> str:

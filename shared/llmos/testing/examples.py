@@ -55,9 +55,10 @@ def _candidates(kind: Any, name: str) -> list[Any]:
     if origin is Literal:
         return list(args)
     if origin is list:
-        return [[_candidates(args[0], name)[0]]]
+        inside = get_args(args[0]) if get_origin(args[0]) is types.UnionType else args[:1]
+        return [[_candidates(kind, name)[0] for kind in inside]]
     if origin is dict:
-        return [{"key" if args[1] is str else "accuracy": _candidates(args[1], name)[0]}]
+        return [{"key" if args[1] in (str, Any) else "accuracy": _candidates(args[1], name)[0]}]
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [example(kind)]
     simple: dict[Any, list[Any]] = {
@@ -66,6 +67,7 @@ def _candidates(kind: Any, name: str) -> list[Any]:
         float: [0.5, 0.25],
         bool: [True, False],
         Any: [name],
+        bytes: [b"bytes"],
         datetime: [datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)],
     }
     return simple[kind]

@@ -210,11 +210,11 @@ class ScriptedInferencer:
                 await self.bus.tell(subject, answer, type="llmos.inference.answered.v1", cause=delivery.envelope.id)
             await delivery.ack()
 
-    def _answer(self, id: str, texts: Sequence[str]) -> inference.InferenceAnswered:
+    def _answer(self, id: str, texts: Sequence[str | inference.Input]) -> inference.InferenceAnswered:
         if self.problem is not None:
             return inference.InferenceAnswered(id, self.deployment, problem=self.problem)
         outputs = [
-            inference.Classification("yes" if "good" in text else "no", 0.75, [inference.LabelScore("yes", 0.75)])
+            inference.Output("yes" if "good" in str(text) else "no", 0.75, [inference.LabelScore("yes", 0.75)])
             for text in texts
         ]
         return inference.InferenceAnswered(id, self.deployment, 1, NODE, outputs, 0.1, 0.2)
