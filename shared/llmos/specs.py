@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from llmos.contracts.jobs import METRICS, TASKS, Bound, Fault, JobSpec
+from llmos.contracts.jobs import COLUMNS, METRICS, TASKS, TRAINED_TASKS, Bound, Fault, JobSpec
 from llmos.contracts.references import parse
 from llmos.errors import Rejected
 from llmos.ids import is_token
@@ -33,6 +33,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.weight_decay": (0, 1),
     "train.warmup": (0, None),
     "train.max_length": (4, 8_192),
+    "export.max_length": (4, 1_048_576),
     "train.max_grad_norm": (1e-6, None),
     "train.seed": (0, 2**32 - 1),
     "deploy.replicas": (1, 1_000),
@@ -51,7 +52,15 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
 }
 _TOKENS = ("name", "tenant", "deploy.name")
 _REFERENCES = ("model.base", "data.train", "data.validation", "data.test")
-_SHARES = ("accuracy", "f1")  # metrics that lie between 0 and 1
+_SHARES = (
+    "accuracy",
+    "f1",
+    "exact_match",
+    "agreement",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+)  # metrics that lie between 0 and 1
 _DEEPEST_QUEUE = 8  # names in a queue's path
 _MOST_CHOICES = 64  # labels, GPU models
 _LONGEST_LABEL = 128  # characters
@@ -170,13 +179,17 @@ def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
             fault(path, f"{value[:100]!r} must be 1 to 128 letters, digits, '_' or '-'")
     for path in _REFERENCES:
         value = get(path)
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             _reference(path, value, fault)
     if isinstance(get("tenant"), str) and get("tenant") != tenant:
         fault("tenant", f"is {get('tenant')[:100]!r}, but the job was submitted for {tenant!r}")
-    task = get("task")
+    task = get("task") if raw.get("task") is not None else TASKS[0]
     if isinstance(task, str) and task not in TASKS:
-        fault("task", f"{task[:100]!r} is not supported; supported: {', '.join(TASKS)}")
+        near = {"summarization": "summarisation", "automatic-speech-recognition": "speech-recognition"}
+        also = f" (did you mean {near[task]}?)" if task in near else ""
+        fault("task", f"{task[:100]!r} is not supported{also}; supported: {', '.join(TASKS)}")
+    elif isinstance(task, str):
+        _task(get, task, fault)
     if get("train.epochs") is not None and get("train.steps") is not None:
         fault("train", "give epochs or steps, not both")
     for path in ("data.text", "data.label"):
@@ -195,6 +208,25 @@ def _rules(raw: Mapping[str, Any], tenant: str, now: float) -> list[Fault]:
         for name, bound in get("gate").items():
             _gate(name, bound, fault)
     return faults
+
+
+def _task(get: Callable[[str], Any], task: str, fault: Callable[[str, str], None]) -> None:
+    """What a task allows: training, columns, precisions."""
+    untrained = get("train.method") == "none"
+    if task not in TRAINED_TASKS and not untrained:
+        fault("train.method", f"a model for {task} can't be trained here yet; `none` exports the base model as it is")
+    if isinstance(get("data"), dict) and not get("data.train") and not (untrained and get("data.test")):
+        fault("data.train", "is missing" + ("; give it or data.test, which the gate needs" if untrained else ""))
+    if isinstance(columns := get("data.columns"), dict):
+        for role, name in columns.items():
+            if role not in COLUMNS[task]:
+                fault(f"data.columns.{role[:100]}", f"a row has no such part; known are {', '.join(COLUMNS[task])}")
+            elif name == "":
+                fault(f"data.columns.{role}", "must name a column")
+    if get("export.precision") == "int4" and task != "text-generation":
+        fault("export.precision", "int4 is for text-generation; use int8 or auto")
+    if get("export.precision") == "fp16" and get("export.target") != "cuda":
+        fault("export.precision", "fp16 is for export.target cuda; use fp32, int8 or auto")
 
 
 def _reference(path: str, text: str, fault: Callable[[str, str], None]) -> None:

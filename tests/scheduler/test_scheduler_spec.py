@@ -78,7 +78,7 @@ def test_everything_wrong_is_reported_at_once_with_its_path() -> None:
         "name": "my mood",
         "tenant": "other",
         "priority": 101,
-        "task": "translation",
+        "task": "translate",
         "modle": {"base": "x"},
         "data": {"train": "./train.jsonl", "lable": "y", "text": 3, "validation": "model:m@1"},
         "train": {"method": "adapter", "epochs": 0, "steps": 5, "batch_size": "16", "learning_rate": 2},
@@ -106,7 +106,9 @@ def test_everything_wrong_is_reported_at_once_with_its_path() -> None:
         "data.train: './train.jsonl' is no reference. For a file, write its absolute path: file:///…/train.jsonl.",
         "data.validation: names a model, not data; use file://, s3://, artifact: or hf:",
         "tenant: is 'other', but the job was submitted for 'acme'",
-        "task: 'translation' is not supported; supported: text-classification",
+        "task: 'translate' is not supported; supported: text-classification, token-classification, question-answering, "
+        "embeddings, text-generation, translation, summarisation, image-classification, audio-classification, "
+        "speech-recognition",
         "train: give epochs or steps, not both",
         "resources.memory: '2 gigs' is no amount of bytes. Write bytes, or a number and a unit: 512MiB, 2GiB",
         "resources.gpu_memory: needs resources.gpus of at least 1",
@@ -189,6 +191,23 @@ def test_what_is_no_object_at_all_is_one_fault(body: bytes, message: str) -> Non
     spec, (fault,) = check_spec(body, tenant="acme", now=NOW)
     assert spec is None
     assert message in fault.message
+
+
+def test_a_task_that_is_not_trained_is_exported_as_it_comes() -> None:
+    ner = {"name": "ner", "task": "token-classification", "model": {"base": "hf:org/ner"}}
+    assert check(ner | {"data": {"train": "file:///rows.jsonl"}}) == [
+        "train.method: a model for token-classification can't be trained here yet; "
+        "`none` exports the base model as it is"
+    ]
+    none = ner | {"train": {"method": "none"}}
+    assert check(none | {"data": {"test": "file:///rows.jsonl"}}) == []
+    assert check(none | {"data": {}}) == ["data.train: is missing; give it or data.test, which the gate needs"]
+    wrong = {"test": "file:///rows.jsonl", "columns": {"tokens": "words", "label": "y", "tags": ""}}
+    assert check(none | {"data": wrong, "export": {"precision": "int4"}}) == [
+        "data.columns.label: a row has no such part; known are tokens, tags",
+        "data.columns.tags: must name a column",
+        "export.precision: int4 is for text-generation; use int8 or auto",
+    ]
 
 
 def test_a_flood_of_faults_is_cut_off() -> None:

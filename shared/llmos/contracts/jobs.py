@@ -8,12 +8,32 @@ from msgspec import Struct, field
 from llmos.errors import Problem
 
 # The enum is open on the wire; what a stack can run is checked at admission.
-TASKS = ("text-classification",)
-# What an exported model is measured by, and what a gate can bound: quality on the test split (`f1` is the macro
-# average), the median time of one text (ms), the artifact's bytes, and how near its labels (share) and logits are to
-# the source's.
+TASKS = (
+    "text-classification", "token-classification", "question-answering", "embeddings", "text-generation",
+    "translation", "summarisation", "image-classification", "audio-classification", "speech-recognition",
+)  # fmt: skip
+TRAINED_TASKS = ("text-classification",)  # the others are exported as they come: `train.method: none`
+# The columns of a row, by task. `data.text` and `data.label` name those two, `data.columns` any.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("text", "label"),
+    "token-classification": ("tokens", "tags"),
+    "question-answering": ("question", "context", "answers"),
+    "embeddings": ("text", "pair", "score"),
+    "text-generation": ("text",),
+    "translation": ("source", "target"),
+    "summarisation": ("source", "target"),
+    "image-classification": ("image", "label"),
+    "audio-classification": ("audio", "label"),
+    "speech-recognition": ("audio", "text"),
+}
+# What an exported model is measured by, and what a gate can bound. Of every task: the median time of one answer (ms),
+# the artifact's bytes, and how near its answers (share) and numbers are to the source's. Quality on the test split, by
+# task: accuracy, f1 (macro), loss (classification); accuracy and f1 of entities (token-classification); exact_match and
+# f1 of words (question-answering); spearman and pearson (embeddings); loss, perplexity and accuracy of the next token
+# (text-generation); bleu and chrf (translation); rouge1, rouge2 and rougeL (summarisation); wer and cer (speech).
 METRICS = (
-    "accuracy", "f1", "loss", "latency_ms_p50", "size_bytes", "agreement", "max_abs_diff", "mean_abs_diff",
+    "accuracy", "f1", "loss", "exact_match", "spearman", "pearson", "perplexity", "bleu", "chrf", "rouge1", "rouge2",
+    "rougeL", "wer", "cer", "latency_ms_p50", "size_bytes", "agreement", "max_abs_diff", "mean_abs_diff",
 )  # fmt: skip
 
 JobState = Literal[
@@ -30,16 +50,18 @@ class ModelSource(Struct, frozen=True, omit_defaults=True):
 
 
 class DataSource(Struct, frozen=True, omit_defaults=True):
-    """Labelled rows as JSONL, CSV or Parquet; `text` and `label` name the columns.
+    """Rows as JSONL, CSV or Parquet; `text` and `label` name the columns, `columns` those of other tasks, by role.
 
-    Without `validation` or `test`, a tenth of `train` is split off for each, the same tenth every time.
+    Without `validation` or `test`, a tenth of `train` is split off for each, the same tenth every time. `train` may be
+    left out where nothing is trained (`train.method: none`): then `validation` is a tenth of `test`.
     """
 
-    train: str
+    train: str = ""
     validation: str | None = None
     test: str | None = None
     text: str = "text"
     label: str = "label"
+    columns: dict[str, str] = {}
 
 
 class TrainSettings(Struct, frozen=True, omit_defaults=True):
@@ -68,9 +90,17 @@ class Bound(Struct, frozen=True, omit_defaults=True):
 
 
 class ExportSettings(Struct, frozen=True, omit_defaults=True):
-    """The form of the artifact that will serve."""
+    """The form of the artifact that will serve, and what it will serve on.
 
-    precision: Literal["fp32", "int8"] = "fp32"
+    `auto` tries what suits the `target` and keeps the fastest (for `edge` the smallest) that passes the gate on the
+    validation split. `int4` (weights only) is for text-generation, `fp16` for `cuda`. `max_length` is how many tokens
+    serving will read (for text-generation: read and write); without it `train.max_length`, or, where nothing is
+    trained, what the model can read.
+    """
+
+    precision: Literal["fp32", "int8", "fp16", "int4", "auto"] = "fp32"
+    target: Literal["cpu", "cuda", "edge"] = "cpu"
+    max_length: int | None = None
 
 
 class ResourceRequest(Struct, frozen=True, omit_defaults=True):
