@@ -5,14 +5,17 @@ from typing import Literal
 from msgspec import Struct
 
 from llmos.contracts.jobs import Fault
+from llmos.contracts.tasks import TaskStopRequested
 from llmos.errors import Problem
 from llmos_trainer.orders import End, Failed, Faulted, Finished
 
 CRASHES = 2  # so often a child is started again within one attempt
 
-# Why a run ends before its work does: by the end of this service, told to by the scheduler, or by a newer lease.
-Intent = Literal["drain", "cancel", "superseded"]
-INTENTS: tuple[Intent, ...] = ("drain", "cancel", "superseded")  # a later one overrides those before it
+# Why a run ends before its work does: by the end of this service; because its lease is asked back, to go on elsewhere;
+# because nobody wants it any more; or by a newer lease.
+Intent = Literal["drain", "preempt", "cancel", "superseded"]
+INTENTS: tuple[Intent, ...] = ("drain", "preempt", "cancel", "superseded")  # a later one overrides those before it
+SAVING: tuple[Intent | None, ...] = ("drain", "preempt")  # with a checkpoint of what is done
 
 
 class SaySucceeded(Struct, frozen=True):
@@ -56,7 +59,7 @@ Effect = SaySucceeded | SayRejected | SayFailed | SayCancelled | StartAgain | Ha
 
 def decide_assigned(
     lease: int, running: int | None, stopped: int | None
-) -> Literal["start", "join", "replace", "cancel", "let go"]:
+) -> Literal["start", "join", "replace", "stop", "let go"]:
     """What to do with an assignment under `lease`.
 
     `running` is the lease under which the task runs here, `stopped` the newest lease that was told to stop. A lease
@@ -65,8 +68,20 @@ def decide_assigned(
     if running is not None and running >= lease:
         return "join" if running == lease else "let go"
     if stopped is not None and stopped >= lease:
-        return "cancel" if stopped == lease else "let go"
+        return "stop" if stopped == lease else "let go"
     return "start" if running is None else "replace"
+
+
+def newest_stop(known: TaskStopRequested | None, request: TaskStopRequested) -> TaskStopRequested:
+    """Which stop request of a task counts: that of the newest lease; within one, that which wants nothing saved."""
+    if known is None or (known.lease, not known.checkpoint) < (request.lease, not request.checkpoint):
+        return request
+    return known
+
+
+def intent_of(request: TaskStopRequested) -> Intent:
+    """What a stop request makes a run do."""
+    return "preempt" if request.checkpoint else "cancel"
 
 
 def overrides(intent: Intent, current: Intent | None) -> bool:
@@ -78,7 +93,7 @@ def decide_ended(end: End | None, exit: str, intent: Intent | None, crashes: int
     """What to make of a child that is gone.
 
     `end` is its last word, if it had one, `exit` how its process ended, `crashes` how often one ended without a word
-    before. What it was told counts more than what it still achieved, except that a drained child may have finished.
+    before. What it was told counts more than what it still achieved, except that a saving child may have finished.
     """
     if intent == "superseded":
         return LetGo()
@@ -93,6 +108,8 @@ def decide_ended(end: End | None, exit: str, intent: Intent | None, crashes: int
             return SayFailed(problem, retryable)
     if intent == "drain":
         return HandBack()
+    if intent == "preempt":
+        return SayCancelled()
     if crashes < CRASHES:
         return StartAgain()
     return SayFailed(

@@ -40,6 +40,7 @@ Work = Callable[["Run"], Awaitable[Effect]]
 PROGRESS_S = 1.0  # facts of progress come no faster
 ALIVE_S = 8.0  # and no slower
 STOP_WITHIN_S = 5.0  # a cancelled child that does not end is killed
+SAVE_WITHIN_S = 30.0  # and one that shall save what is done; until it has, its last periodic checkpoint is the newest
 
 
 class Told(Exception):
@@ -149,17 +150,22 @@ class Run:
 
     # --- being told to end ---
 
-    def tell(self, intent: Intent, within: float = STOP_WITHIN_S) -> None:
-        """End at the next step's boundary; a child that takes longer than `within` seconds is killed."""
+    def tell(self, intent: Intent, within: float | None = None) -> None:
+        """End at the next step's boundary; a child that takes longer than `within` seconds is killed (by default 5, or
+        30 if it has to save what is done)."""
         if not core.overrides(intent, self.intent):
             return
         self.intent = intent
         self._told.set()
+        if within is None:
+            within = SAVE_WITHIN_S if intent in core.SAVING else STOP_WITHIN_S
         if self._child is not None:
+            if self._killing is not None:
+                self._killing.cancel()
             self._killing = asyncio.create_task(self._end_child(self._child, intent, within))
 
     async def _end_child(self, child: Child, intent: Intent, within: float) -> None:
-        await child.send(DRAIN if intent == "drain" else STOP)
+        await child.send(DRAIN if intent in core.SAVING else STOP)
         await asyncio.sleep(within)
         await child.kill()
 

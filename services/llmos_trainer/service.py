@@ -74,7 +74,7 @@ class Trainer:
         self._keys = KeyRing(context.bus, context.principal)
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped: dict[str, int] = {}
+        self._stopped: dict[str, TaskStopRequested] = {}
 
     def load(self) -> dict[str, float]:
         """What the heartbeat says: how many tasks run."""
@@ -105,7 +105,10 @@ class Trainer:
         """Run the task, unless its lease is stale, stopped or running already."""
         task, lease = delivery.body.task, delivery.body.lease
         running = self._runs.get(task)
-        decision = core.decide_assigned(lease, running.assigned.lease if running else None, self._stopped.get(task))
+        stop = self._stopped.get(task)
+        decision = core.decide_assigned(
+            lease, running.assigned.lease if running else None, stop.lease if stop else None
+        )
         if decision == "let go":
             await delivery.ack()
             return
@@ -117,8 +120,8 @@ class Trainer:
             if running is not None:
                 running.tell("superseded")
                 await running.done.wait()
-            if decision == "cancel":
-                run.tell("cancel")
+            if decision == "stop" and stop is not None:
+                run.tell(core.intent_of(stop))
             await run.live(WORKS[delivery.body.kind])
         finally:
             if self._runs.get(task) is run:
@@ -126,12 +129,12 @@ class Trainer:
 
     def on_stop_requested(self, request: TaskStopRequested) -> None:
         """Stop the task if it runs under that lease, and remember the request for an assignment that is yet to come."""
-        self._stopped[request.task] = max(request.lease, self._stopped.pop(request.task, 0))
+        self._stopped[request.task] = core.newest_stop(self._stopped.pop(request.task, None), request)
         if len(self._stopped) > STOPS_KEPT:
             del self._stopped[next(iter(self._stopped))]
         run = self._runs.get(request.task)
         if run is not None and run.assigned.lease == request.lease:
-            run.tell("cancel")
+            run.tell(core.intent_of(request))
 
     async def drain(self) -> None:
         """Hand every run back, with a checkpoint if time allows; returns well within `drain_s`."""

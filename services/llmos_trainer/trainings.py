@@ -48,7 +48,7 @@ async def _train(run: Run, keeper: Keeper, dataset: Path, base: Path) -> Effect:
         )
         end, exit = await run.child("llmos_trainer.training:run", order, environment(assigned), keeper.offer)
         effect = core.decide_ended(end, exit, run.intent, crashes)
-        if isinstance(effect, core.HandBack | core.StartAgain):
+        if isinstance(effect, core.HandBack | core.StartAgain) or run.intent in core.SAVING:
             await keeper.settled()  # what the child could still save counts
         if not isinstance(effect, core.StartAgain):
             return effect
@@ -100,9 +100,11 @@ def _keeper(run: Run) -> Keeper:
 
     async def afterwards(effect: Effect) -> None:
         """A task that nobody will resume needs no pointer."""
-        over = isinstance(effect, core.SaySucceeded | core.SayCancelled)
-        if over or (isinstance(effect, core.SayFailed) and not effect.retryable):
-            await keeper.forget()
+        match effect:
+            case core.SaySucceeded() | core.SayFailed(retryable=False):
+                await keeper.forget()
+            case core.SayCancelled() if run.intent == "cancel":
+                await keeper.forget()
 
     run.afterwards = afterwards
     return keeper

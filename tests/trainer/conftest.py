@@ -2,13 +2,24 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import pytest_asyncio
 
+from llmos.artifacts import get_manifest
+from llmos.bus import Bus
+from llmos.contracts.jobs import DataSource, JobSpec, ModelSource, TrainSettings
+from llmos.contracts.tasks import TaskSucceeded
+from llmos.natsserver import NatsServer
+from llmos.service import running
+from llmos_trainer.config import TrainerConfig
 from llmos_trainer.orders import Report, decode_report
+from llmos_trainer.service import serve
+from trainers import Stack
 
 TOPICS = {
     "billing": ("invoice", "refund", "charge", "card"),
@@ -116,3 +127,67 @@ class Tape:
 @pytest.fixture
 def tape() -> Tape:
     return Tape()
+
+
+# --- a stack on a bus, one a module ---
+
+
+@pytest.fixture(scope="module")
+def shared_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainer")
+
+
+@pytest.fixture(scope="module")
+def rows_file(shared_path: Path, rows_of: Any) -> Path:
+    path = shared_path / "rows.jsonl"
+    path.write_bytes(msgspec.json.Encoder().encode_lines(rows_of(240)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: Path, rows_file: Path) -> JobSpec:
+    train = TrainSettings(epochs=12, batch_size=8, learning_rate=1e-3, max_length=32)
+    return JobSpec("topics", ModelSource(tiny_model.as_uri()), DataSource(rows_file.as_uri()), train=train)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(shared_path: Path, tiny_model: Path) -> AsyncIterator[Stack]:
+    """A bus, and no trainer yet."""
+    server = await NatsServer(shared_path / "nats").start()
+    config = TrainerConfig(
+        nats_url=server.url, node="n1", data_dir=shared_path / "data", artifacts=(shared_path / "artifacts").as_uri(),
+        file_roots=[shared_path, tiny_model], checkpoint_every_s=0.2,
+    )  # fmt: skip
+    bus = await Bus.connect(server.url, source="test/node")
+    yield Stack(bus, config)
+    await bus.close()
+    await server.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def trainer(stack: Stack) -> AsyncIterator[Stack]:
+    """The stack with a trainer on node n1."""
+    async with running("trainer", stack.config, serve):
+        yield stack
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def inputs(trainer: Stack, spec: JobSpec) -> dict[str, str]:
+    """A dataset and a base, made by a check."""
+    await trainer.assign(spec, "check", "shared-check")
+    [*_, last] = await trainer.facts("shared-check")
+    assert isinstance(last, TaskSucceeded), last
+    assert {role: (await get_manifest(trainer.store, at)).kind for role, at in last.outputs.items()} == {
+        "dataset": "dataset",
+        "base": "base",
+    }
+    return last.outputs
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def undisturbed(trainer: Stack, spec: JobSpec, inputs: dict[str, str]) -> list[Any]:
+    """The facts of a training that nobody disturbs."""
+    await trainer.assign(spec, "train", "undisturbed", inputs=inputs)
+    facts = await trainer.facts("undisturbed")
+    assert isinstance(facts[-1], TaskSucceeded), facts[-1]
+    return facts

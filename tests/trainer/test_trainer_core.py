@@ -3,6 +3,7 @@
 import pytest
 
 from llmos.contracts.jobs import Fault
+from llmos.contracts.tasks import TaskStopRequested
 from llmos.errors import Problem
 from llmos_trainer.core import (
     CRASHES,
@@ -17,6 +18,8 @@ from llmos_trainer.core import (
     StartAgain,
     decide_assigned,
     decide_ended,
+    intent_of,
+    newest_stop,
     overrides,
 )
 from llmos_trainer.orders import End, Failed, Faulted, Finished, Stopped
@@ -32,11 +35,11 @@ WRONG = Failed(Problem("diverged", "no"), retryable=False)
         (5, None, "join"),
         (4, None, "replace"),
         (6, None, "let go"),
-        (None, 5, "cancel"),
+        (None, 5, "stop"),
         (None, 4, "start"),
         (None, 6, "let go"),
         (4, 4, "replace"),
-        (4, 5, "cancel"),
+        (4, 5, "stop"),
         (5, 5, "join"),
     ],
 )
@@ -58,6 +61,10 @@ def test_an_assignment_under_lease_5(running: int | None, stopped: int | None, d
         (Stopped(3), "cancel", SayCancelled()),
         (None, "drain", HandBack()),
         (None, "cancel", SayCancelled()),
+        (DONE, "preempt", SaySucceeded({"model": "/m"}, {"loss": 1.0})),
+        (WRONG, "preempt", SayFailed(WRONG.problem, retryable=False)),
+        (Stopped(3), "preempt", SayCancelled()),
+        (None, "preempt", SayCancelled()),
         (None, None, StartAgain()),
     ],
 )
@@ -83,3 +90,18 @@ def test_a_cancelled_run_stays_cancelled_when_the_service_stops() -> None:
     assert overrides("superseded", "cancel")
     assert overrides("drain", None)
     assert not overrides("cancel", "cancel")
+
+
+def test_a_preempted_run_says_so_when_the_service_stops_as_well_and_is_cancelled_when_its_job_is() -> None:
+    assert overrides("preempt", "drain")
+    assert not overrides("drain", "preempt")
+    assert overrides("cancel", "preempt")
+    assert not overrides("preempt", "cancel")
+
+
+def test_the_stop_request_that_counts_is_the_newest_lease_s_and_saves_nothing_if_any_said_so() -> None:
+    save, drop, newer = TaskStopRequested("t", 5, checkpoint=True), TaskStopRequested("t", 5), TaskStopRequested("t", 6)
+    assert newest_stop(None, save) is save
+    assert newest_stop(save, drop) is newest_stop(drop, save) is drop
+    assert newest_stop(newer, save) is newest_stop(save, newer) is newer
+    assert [intent_of(request) for request in (save, drop)] == ["preempt", "cancel"]

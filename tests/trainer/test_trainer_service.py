@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,11 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-import pytest_asyncio
 
-from llmos.artifacts import get_manifest, get_tree, open_store
-from llmos.bus import Bus
+from llmos.artifacts import get_manifest, get_tree
 from llmos.contracts import subjects
-from llmos.contracts.jobs import DataSource, JobSpec, ModelSource, TrainSettings
+from llmos.contracts.jobs import DataSource, JobSpec, ModelSource
 from llmos.contracts.tasks import (
-    CheckpointPointer,
-    Kind,
     TaskAssigned,
     TaskCancelled,
     TaskCheckpointed,
@@ -30,143 +26,13 @@ from llmos.contracts.tasks import (
     TaskProgressed,
     TaskRejected,
     TaskStarted,
-    TaskStopRequested,
     TaskSucceeded,
 )
-from llmos.natsserver import NatsServer
 from llmos.service import running
-from llmos_trainer.config import TrainerConfig
 from llmos_trainer.service import serve
+from trainers import LONG, Stack, a_child, children, gone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-ENDS = (TaskSucceeded, TaskRejected, TaskFailed, TaskCancelled)
-LONG = TrainSettings(epochs=1000, batch_size=8, learning_rate=1e-3, max_length=32)
-
-
-class Stack:
-    """A bystander of trainers: it assigns and stops tasks, and follows their history."""
-
-    def __init__(self, bus: Bus, config: TrainerConfig) -> None:
-        self.bus = bus
-        self.config = config
-        self.store = open_store(config.artifacts)
-
-    async def assign(
-        self,
-        spec: JobSpec,
-        kind: Kind,
-        task: str,
-        *,
-        lease: int = 1,
-        node: str = "",
-        inputs: dict[str, str] | None = None,
-    ) -> None:
-        node = node or self.config.node
-        assigned = TaskAssigned(task, "job-1", spec.tenant, kind, 1, lease, spec, inputs or {})
-        id = f"{task}.{lease}"
-        await self.bus.publish(subjects.work(kind, node, task), assigned, type="llmos.task.assigned.v1", id=id)
-
-    async def facts(self, task: str, *until: type[msgspec.Struct], lease: int = 1) -> list[Any]:
-        """The task's facts under a lease, up to and with the first of a kind."""
-        facts = []
-        async with asyncio.timeout(60):
-            async for heard in self.bus.follow("EVENTS", ["llmos.evt.task.>"]):
-                fact = heard.event()
-                if getattr(fact, "task", "") == task and getattr(fact, "lease", 0) == lease:
-                    facts.append(fact)
-                    if isinstance(fact, until or ENDS):
-                        return facts
-        raise AssertionError
-
-    async def stop(self, task: str, lease: int = 1) -> None:
-        request = TaskStopRequested(task, lease)
-        await self.bus.publish(subjects.control_stop(task), request, type="llmos.task.stop-requested.v1")
-
-    async def pointer(self, task: str) -> CheckpointPointer | None:
-        entry = await self.bus.bucket("state").get(f"checkpoint.{task}", CheckpointPointer)
-        return entry.value if entry else None
-
-
-@pytest.fixture(scope="module")
-def shared_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trainer")
-
-
-@pytest.fixture(scope="module")
-def rows_file(shared_path: Path, rows_of: Any) -> Path:
-    path = shared_path / "rows.jsonl"
-    path.write_bytes(msgspec.json.Encoder().encode_lines(rows_of(240)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def spec(tiny_model: Path, rows_file: Path) -> JobSpec:
-    train = TrainSettings(epochs=12, batch_size=8, learning_rate=1e-3, max_length=32)
-    return JobSpec("topics", ModelSource(tiny_model.as_uri()), DataSource(rows_file.as_uri()), train=train)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(shared_path: Path, tiny_model: Path) -> AsyncIterator[Stack]:
-    """A bus, and no trainer yet."""
-    server = await NatsServer(shared_path / "nats").start()
-    config = TrainerConfig(
-        nats_url=server.url, node="n1", data_dir=shared_path / "data", artifacts=(shared_path / "artifacts").as_uri(),
-        file_roots=[shared_path, tiny_model], checkpoint_every_s=0.2,
-    )  # fmt: skip
-    bus = await Bus.connect(server.url, source="test/node")
-    yield Stack(bus, config)
-    await bus.close()
-    await server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def trainer(stack: Stack) -> AsyncIterator[Stack]:
-    """The stack with a trainer on node n1."""
-    async with running("trainer", stack.config, serve):
-        yield stack
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def inputs(trainer: Stack, spec: JobSpec) -> dict[str, str]:
-    """A dataset and a base, made by a check."""
-    await trainer.assign(spec, "check", "shared-check")
-    [*_, last] = await trainer.facts("shared-check")
-    assert isinstance(last, TaskSucceeded), last
-    assert {role: (await get_manifest(trainer.store, at)).kind for role, at in last.outputs.items()} == {
-        "dataset": "dataset",
-        "base": "base",
-    }
-    return last.outputs
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def undisturbed(trainer: Stack, spec: JobSpec, inputs: dict[str, str]) -> list[Any]:
-    """The facts of a training that nobody disturbs."""
-    await trainer.assign(spec, "train", "undisturbed", inputs=inputs)
-    facts = await trainer.facts("undisturbed")
-    assert isinstance(facts[-1], TaskSucceeded), facts[-1]
-    return facts
-
-
-def children(of: int) -> list[psutil.Process]:
-    """The processes that a service's template forked."""
-    return [child for template in psutil.Process(of).children() for child in template.children()]
-
-
-async def a_child(of: int = 0, besides: Sequence[int] = ()) -> psutil.Process:
-    async with asyncio.timeout(30):
-        while True:
-            for child in children(of or os.getpid()):
-                if child.pid not in besides:
-                    return child
-            await asyncio.sleep(0.01)
-
-
-async def gone(processes: Sequence[psutil.Process]) -> None:
-    async with asyncio.timeout(5):
-        while any(at.is_running() and at.status() != psutil.STATUS_ZOMBIE for at in processes):
-            await asyncio.sleep(0.05)
 
 
 async def test_a_training_says_what_it_does_and_stores_a_model(

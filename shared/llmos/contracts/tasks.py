@@ -210,11 +210,15 @@ class TaskLost(Struct, frozen=True, omit_defaults=True):
 
 
 class TaskStopRequested(Struct, frozen=True, omit_defaults=True):
-    """`llmos.ctl.stop.<task>`: stop at the next step. Repeated until the task ends; a worker ignores other leases."""
+    """`llmos.ctl.stop.<task>`: stop at the next step. Repeated until the task ends; a worker ignores other leases.
+
+    `checkpoint`: the task will go on elsewhere, so the worker saves what is done before it says `TaskCancelled`.
+    """
 
     task: str
     lease: int
     reason: str = ""
+    checkpoint: bool = False
 
 
 class CheckpointPointer(Struct, frozen=True, omit_defaults=True):
