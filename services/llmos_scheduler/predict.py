@@ -34,9 +34,9 @@ class Durations:
 
     runs: dict[str, list[Run]] = field(default_factory=dict)
 
-    def learn(self, spec: JobSpec, kind: Kind, seconds: float, steps: float = 0.0) -> None:
-        """A task of this job succeeded after `seconds` of work, in so many training steps (0: unknown)."""
-        run = Run(seconds, steps * spec.train.batch_size, _epochs(spec), spec.data.train)
+    def learn(self, spec: JobSpec, kind: Kind, seconds: float, rows: float = 0.0) -> None:
+        """A task of this job succeeded after `seconds` of work; `rows` as in `expect`."""
+        run = Run(seconds, _rows(spec, rows), _epochs(spec), spec.data.train)
         for key in _keys(spec, kind):
             runs = [*self.runs.pop(key, ()), run]
             self.runs[key] = runs[-KEEP_RUNS:]
@@ -76,10 +76,14 @@ def _epochs(spec: JobSpec) -> float:
     return float(spec.train.epochs if spec.train.epochs is not None else EPOCHS)
 
 
+def _rows(spec: JobSpec, rows: float) -> float:
+    """Rows that training goes over in all, of a split with `rows`; 0 if unknown."""
+    return _epochs(spec) * rows or float((spec.train.steps or 0) * spec.train.batch_size)
+
+
 def _scaled(run: Run, spec: JobSpec, rows: float) -> float:
     """What the run says of a job like `spec`."""
-    epochs = _epochs(spec)
-    wanted = epochs * rows if epochs else float((spec.train.steps or 0) * spec.train.batch_size)
+    epochs, wanted = _epochs(spec), _rows(spec, rows)
     if wanted and run.rows:
         return run.seconds * wanted / run.rows
     if epochs and run.epochs and run.data == spec.data.train:

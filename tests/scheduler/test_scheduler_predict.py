@@ -57,7 +57,7 @@ def test_epochs_scale_on_the_same_data() -> None:
 def test_steps_and_rows_scale_whatever_the_batch_size() -> None:
     durations = Durations()
     for _ in range(2):
-        durations.learn(spec_of(steps=100, batch_size=8), "train", 80.0, steps=100)
+        durations.learn(spec_of(steps=100, batch_size=8), "train", 80.0)
     assert durations.expect(spec_of(steps=200, batch_size=8), "train") == 160.0
     assert durations.expect(spec_of(steps=100, batch_size=16), "train") == 160.0
     assert durations.expect(spec_of(epochs=2, data="file:///more"), "train", rows=1600) == 320.0
