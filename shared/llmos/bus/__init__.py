@@ -5,9 +5,10 @@ Saying: `emit`, `publish`, `tell`. Hearing: `work` (a queue, acked), `follow` (a
 """
 
 from llmos.bus.api import StreamState
-from llmos.bus.bucket import Bucket, Conflict, Entry
+from llmos.bus.bucket import Bucket, Entry
 from llmos.bus.connection import Bus
 from llmos.bus.delivery import Delivery
 from llmos.bus.follow import Heard
+from llmos.bus.store import Conflict, Fence, Message
 
-__all__ = ["Bucket", "Bus", "Conflict", "Delivery", "Entry", "Heard", "StreamState"]
+__all__ = ["Bucket", "Bus", "Conflict", "Delivery", "Entry", "Fence", "Heard", "Message", "StreamState"]

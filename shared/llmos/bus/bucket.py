@@ -10,24 +10,18 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from llmos.bus.api import ApiError
+from llmos.bus.api import WRONG_LAST, ApiError
 from llmos.bus.client import Client, reaching
 from llmos.bus.follow import Heard
+from llmos.bus.store import Conflict
 from llmos.errors import Busy, LlmosError, Rejected
 from llmos.ids import new_id
 
 T = TypeVar("T")
 WITHIN_S = 5.0
-_WRONG_LAST = (10071, 10164)
 _BAD_VALUE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _KEY = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_=.")
 _log: Any = structlog.get_logger("llmos.bus")
-
-
-class Conflict(LlmosError):
-    """Somebody else wrote the key first: read again, decide again."""
-
-    code = "conflict"
 
 
 class Entry(Struct, Generic[T], frozen=True):
@@ -153,7 +147,7 @@ class Bucket:
         try:
             return await self._store(self._subject(key), data, head)
         except ApiError as error:
-            if error.err_code not in _WRONG_LAST:
+            if error.err_code not in WRONG_LAST:
                 raise Rejected(f"the bus refused {self.name}/{key}: {error.problem.message}") from error
             there = await self._read(key)  # perhaps our own write, whose confirmation was lost
             if there is not None and (there.headers or {}).get("Nats-Msg-Id") == id:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,6 +107,33 @@ class Client(nats.aio.client.Client):
         finally:
             self._resp_map.pop(token, None)
 
+    async def request_many(
+        self, messages: Sequence[tuple[str, bytes, dict[str, str]]], timeout: float
+    ) -> list[Msg | nats.errors.Error]:
+        """Send requests in one go and await the answers; an error in the place of an answer that did not come."""
+        if not self._resp_sub_prefix:
+            await self._init_request_sub()
+        assert self._resp_sub_prefix
+        prefix = self._resp_sub_prefix.decode()
+        loop = asyncio.get_running_loop()
+        waiting: dict[str, asyncio.Future[Msg]] = {}
+        failed: dict[int, nats.errors.Error] = {}
+        try:
+            for at, (subject, payload, headers) in enumerate(messages):
+                token = self._nuid.next().decode()
+                waiting[token] = self._resp_map[token] = loop.create_future()
+                try:
+                    await self.publish(subject, payload, reply=prefix + token, headers=headers)
+                except nats.errors.Error as error:
+                    failed[at] = error
+            under_way = [future for at, future in enumerate(waiting.values()) if at not in failed]
+            if under_way:
+                await asyncio.wait(under_way, timeout=timeout)
+            return [failed.get(at) or _answer(future) for at, future in enumerate(waiting.values())]
+        finally:
+            for token in waiting:
+                self._resp_map.pop(token, None)
+
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # Upstream drops a cancellation that comes while it waits.
         task = asyncio.current_task()
@@ -143,3 +170,13 @@ class Client(nats.aio.client.Client):
             _client=self,
             _sid=sid,
         )
+
+
+def _answer(future: "asyncio.Future[Msg]") -> Msg | nats.errors.Error:
+    if not future.done():
+        return nats.errors.TimeoutError()
+    error = future.exception()
+    if error is not None:
+        return error if isinstance(error, nats.errors.Error) else nats.errors.Error(repr(error))
+    msg = future.result()
+    return nats.errors.NoRespondersError() if (msg.headers or {}).get("Status") == "503" else msg

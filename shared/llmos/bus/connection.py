@@ -23,22 +23,21 @@ from llmos.bus.delivery import Delivery
 from llmos.bus.follow import Heard, follow
 from llmos.bus.opening import open_connection
 from llmos.bus.pull import Pull
-from llmos.bus.store import Ack, store
-from llmos.clock import Clock, SystemClock, rfc3339
+from llmos.bus.saying import Saying, unique
+from llmos.bus.store import store
+from llmos.clock import Clock, SystemClock
 from llmos.contracts import subjects
 from llmos.contracts.envelope import Envelope
 from llmos.errors import Busy, LlmosError, Rejected
 from llmos.ids import new_id
-from llmos.telemetry import Telemetry, traceparent
+from llmos.telemetry import Telemetry
 
 T = TypeVar("T")
-MAX_PAYLOAD = 512 * 1024
-PERSIST_WITHIN_S = 30.0
 CONNECT_WITHIN_S = 20.0
 _log: Any = structlog.get_logger("llmos.bus")
 
 
-class Bus:
+class Bus(Saying):
     """A connection to the bus. Make it with `connect`; every method may be used from many tasks at once.
 
     What fails raises an `LlmosError`: `Busy` when the bus is away or does not answer in time, or the connection was
@@ -46,13 +45,10 @@ class Bus:
     """
 
     def __init__(self, nc: Client, source: str, telemetry: Telemetry | None, clock: Clock) -> None:
-        self._nc = nc
-        self._source = source
+        super().__init__(nc, source, clock)
         self._telemetry = telemetry
-        self._clock = clock
         self._pulls: set[Pull] = set()
         self._buckets: dict[str, Bucket] = {}
-        self._ensuring = asyncio.Lock()
         self._lost_at: float | None = None
         self._last_error = ""
         self.client = new_id("c")
@@ -109,50 +105,6 @@ class Bus:
         self._asking.close()
         for pull in tuple(self._pulls):
             pull.wake()
-
-    # --- saying ---
-
-    async def emit(self, event: Struct, *, id: str = "", cause: str = "", traceparent: str = "") -> int:
-        """Publish a fact to the history; its sequence in EVENTS. Stored once per `id` when it returns.
-
-        Retried under one id while the bus is away. Raises `Busy` after 30 s: the fact may or may not be stored.
-        """
-        row = subjects.event_row(event)
-        return await self.publish(
-            subjects.event_subject(event), event, type=row.ce_type, id=id, cause=cause, traceparent=traceparent
-        )
-
-    async def publish(
-        self,
-        subject: str,
-        body: Any,
-        *,
-        type: str,
-        id: str = "",
-        cause: str = "",
-        traceparent: str = "",
-        ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> int:
-        """Publish to a stream; the message's sequence there. The promise is `emit`'s. `ttl` in seconds, at least 1.
-
-        Raises `Busy` at once when the stream is full, `Rejected` when it refuses the message or that is too large.
-        """
-        head = self._headers(subject, type, id, cause, traceparent) | dict(headers or {})
-        return await self.store(subject, self._encode(body), _unique(head, ttl))
-
-    async def store(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
-        """Publish bytes as they are (a dead letter's replay); the promise is `emit`'s if there is a `Nats-Msg-Id`."""
-        return (await self._store(subject, data, headers)).sequence
-
-    async def tell(
-        self, subject: str, body: Any, *, type: str, id: str = "", cause: str = "", traceparent: str = ""
-    ) -> None:
-        """Publish without waiting for an ack: fast, and lost if the connection is."""
-        with reaching(subject):
-            await self._nc.publish(
-                subject, self._encode(body), headers=self._headers(subject, type, id, cause, traceparent)
-            )
 
     # --- hearing ---
 
@@ -256,7 +208,7 @@ class Bus:
         """
         data = self._encode(body)
         head = self._headers(subject, type, id, "", "") | {REPLY_TO: self.client}
-        publish = partial(self._store, subject, data, _unique(head, ttl))
+        publish = partial(self._store, subject, data, unique(head, ttl))
         return await self._asking.ask(id, publish, answer, timeout)
 
     async def serve(
@@ -282,14 +234,6 @@ class Bus:
 
     # --- inside ---
 
-    async def _store(
-        self, subject: str, data: bytes, headers: dict[str, str], *, within: float = PERSIST_WITHIN_S
-    ) -> Ack:
-        try:
-            return await store(self._nc, subject, data, headers, within=within, ensure=self._ensure)
-        except api.ApiError as error:
-            raise Rejected(f"the bus refused {subject}: {error.problem.message}") from error
-
     async def _store_entry(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
         ack = await store(self._nc, subject, data, headers, within=BUCKET_WITHIN_S, ensure=self._ensure)
         return ack.sequence
@@ -300,30 +244,10 @@ class Bus:
     async def _reply(self, subject: str, answer: Struct, kind: str, question: Envelope) -> None:
         await self.tell(subject, answer, type=kind, cause=question.id, traceparent=question.traceparent)
 
-    def _encode(self, body: Any) -> bytes:
-        data = msgspec.json.encode(body)
-        if len(data) > MAX_PAYLOAD:
-            raise Rejected(
-                f"a message of {len(data)} bytes is too large for the bus (limit {MAX_PAYLOAD})",
-                remedy="Put the content into the artifact store and send its address.",
-            )
-        return data
-
-    def _headers(self, subject: str, type: str, id: str, cause: str, parent: str) -> dict[str, str]:
-        return Envelope(
-            id=id or new_id(),
-            source=f"llmos/{self._source}",
-            type=type,
-            subject=subject.rsplit(".", 1)[-1],
-            time=rfc3339(self._clock.now()),
-            cause=cause,
-            traceparent=parent or traceparent(),
-        ).to_headers()
-
     async def _bury(self, stream: str, consumer: str, msg: Msg, reason: str) -> None:
         subject = subjects.dead_letter(stream, consumer)
         id, letter = work.dead_letter(stream, consumer, msg, reason)
-        head = _unique(self._headers(msg.subject, "llmos.dead.letter.v1", id, "", ""), None)
+        head = unique(self._headers(msg.subject, "llmos.dead.letter.v1", id, "", ""), None)
         try:
             await self.store(subject, letter, head)
         except Rejected:  # larger than the bus takes: know of it at least
@@ -333,10 +257,6 @@ class Bus:
         _log.warning("a message died", stream=stream, sequence=msg.metadata.sequence.stream, reason=reason)
         if self._telemetry is not None:
             self._telemetry.count("llmos.bus.dead", stream=stream)
-
-    async def _ensure(self) -> None:
-        async with self._ensuring:
-            await api.ensure(self._nc)
 
     async def _on_disconnected(self) -> None:
         self._nc.drop_requests()
@@ -362,10 +282,3 @@ class Bus:
             return  # said once when the connection is lost, and again when it is back
         expected = isinstance(error, nats.errors.Error)
         _log.warning("the bus reports an error", error=self._last_error, exc_info=None if expected else error)
-
-
-def _unique(headers: dict[str, str], ttl: float | None) -> dict[str, str]:
-    more = {"Nats-Msg-Id": headers["ce-id"]}
-    if ttl is not None:
-        more["Nats-TTL"] = f"{max(1, round(ttl))}s"
-    return headers | more

@@ -1,20 +1,22 @@
 """Publishing what must not be lost: acked by the stream, and repeated under one id until it is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 import nats.errors
 from msgspec import Struct
+from nats.aio.msg import Msg
 
-from llmos.bus.api import ApiError
+from llmos.bus.api import WRONG_LAST, ApiError
 from llmos.bus.client import Client, reaching
-from llmos.errors import Busy, LlmosError
+from llmos.errors import Busy, LlmosError, Rejected
 
 PUBLISH_TIMEOUT_S = 2.0
 AGAIN_S = 0.1
+AT_ONCE = 512  # messages of a batch that are under way
 _FULL = 10077  # "maximum bytes exceeded" and its kin
 _IN_PROCESS = 10158  # a cluster still stores the first of two
 
@@ -28,6 +30,36 @@ class Ack(NamedTuple):
 
 class Full(Busy):
     """The stream takes no more for now."""
+
+
+class Conflict(LlmosError):
+    """Somebody else wrote first: read again, decide again."""
+
+    code = "conflict"
+
+
+class Fence(NamedTuple):
+    """A condition: store the message only while `sequence` is the newest of `subject` in its stream (0: there is none).
+
+    The server compares before it looks for duplicates, so a message that was stored may be refused when it is repeated.
+    """
+
+    subject: str
+    sequence: int
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "Nats-Expected-Last-Subject-Sequence": str(self.sequence),
+            "Nats-Expected-Last-Subject-Sequence-Subject": self.subject,
+        }
+
+
+class Message(NamedTuple):
+    """What is to be stored, ready to be sent."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
 
 
 async def store(
@@ -63,6 +95,55 @@ async def store(
                 with suppress(LlmosError, TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await ensure()
+
+
+async def store_many(
+    nc: Client, messages: Sequence[Message], *, within: float, ensure: Callable[[], Awaitable[None]]
+) -> list[Ack | LlmosError]:
+    """As `store` for many, sent in their order without waiting for one another; what became of each.
+
+    One that has to be repeated is stored after those that followed it. `Conflict` and `Rejected` are final.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + within
+    outcomes: list[Ack | LlmosError] = [Busy("not sent")] * len(messages)
+    left = list(range(len(messages)))
+    while True:
+        for start in range(0, len(left), AT_ONCE):
+            window = left[start : start + AT_ONCE]
+            try:
+                await nc.stand(deadline)
+            except Busy as error:
+                return [error if at in left[start:] else outcome for at, outcome in enumerate(outcomes)]
+            answers = await nc.request_many([messages[at] for at in window], PUBLISH_TIMEOUT_S)
+            for at, answer in zip(window, answers, strict=True):
+                outcomes[at] = _outcome(messages[at].subject, answer)
+        left = [at for at in left if type(outcomes[at]) is Busy]
+        if not left or nc.is_closed or clock() + AGAIN_S > deadline:
+            return outcomes
+        await asyncio.sleep(AGAIN_S)
+        with suppress(LlmosError, TimeoutError):  # a memory stream may have ended with its server
+            async with asyncio.timeout_at(deadline):
+                await ensure()
+
+
+def _outcome(subject: str, answer: Msg | nats.errors.Error) -> Ack | LlmosError:
+    try:
+        with reaching(subject):
+            if isinstance(answer, nats.errors.Error):
+                raise answer
+        return _read(subject, answer.data)
+    except ApiError as error:
+        return refusal(subject, error)
+    except LlmosError as error:
+        return error
+
+
+def refusal(subject: str, error: ApiError) -> LlmosError:
+    """What a stream's refusal means to who published."""
+    if error.err_code in WRONG_LAST:
+        return Conflict(f"{subject} was not stored: {error.problem.message}")
+    return Rejected(f"the bus refused {subject}: {error.problem.message}")
 
 
 class _Answer(Struct):
