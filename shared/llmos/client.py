@@ -35,10 +35,10 @@ from llmos.contracts.jobs import (
     JobView,
 )
 from llmos.contracts.models import ModelRecord
-from llmos.contracts.nodes import NodeList, NodesRequested, NodeView
 from llmos.errors import Busy, LlmosError, NotFound, Rejected, Unreachable, from_problem
 from llmos.history import ENDS, DeploymentView, follow_job, read_deployments
 from llmos.ids import is_token, new_id
+from llmos.operating import Operating, one
 from llmos.telemetry import Telemetry
 
 CONNECT_WITHIN_S = 5.0
@@ -46,7 +46,7 @@ INFER_WITHIN_S = 10.0
 SETTLED_WITHIN_S = 5.0
 
 
-class Client:
+class Client(Operating):
     """A connection to a stack. Every method may be used from many tasks at once.
 
     All raise `Busy` when the stack doesn't answer in time, `NotFound` for what doesn't exist, `Rejected` for a request
@@ -62,7 +62,7 @@ class Client:
         telemetry: Telemetry | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.bus = bus
+        super().__init__(bus)
         self.tenant = tenant
         self.artifacts = artifacts
         self._store: ArtifactStore | None = None
@@ -146,7 +146,7 @@ class Client:
 
     async def job(self, job: str) -> JobView:
         """A job as it stands, with its tasks."""
-        return cast(JobView, await self._ask("job", JobRequested(_one(job, "job"))))
+        return cast(JobView, await self._ask("job", JobRequested(one(job, "job"))))
 
     async def jobs(self, *, tenant: str | None = None, state: str | None = None, limit: int = 100) -> list[JobView]:
         """Jobs, newest first; of every tenant unless one is named."""
@@ -155,11 +155,11 @@ class Client:
 
     async def explain(self, job: str) -> Explanation:
         """Why a job waits, or what it does."""
-        return cast(Explanation, await self._ask("explain", ExplainRequested(_one(job, "job"))))
+        return cast(Explanation, await self._ask("explain", ExplainRequested(one(job, "job"))))
 
     async def cancel(self, job: str, reason: str = "", *, requested_by: str = "") -> JobView:
         """Ask that a job ends; it is `cancelled` once nothing of it runs. Repeating it changes nothing."""
-        request = CancelRequested(_one(job, "job"), requested_by, reason)
+        request = CancelRequested(one(job, "job"), requested_by, reason)
         return cast(JobView, await self._ask("cancel", request))
 
     async def events(self, job: str, tenant: str = "*") -> AsyncGenerator[Struct, None]:
@@ -201,12 +201,7 @@ class Client:
                     return view
             await asyncio.sleep(0.05)
 
-    # --- nodes, models, deployments ---
-
-    async def nodes(self) -> list[NodeView]:
-        """The nodes, as the scheduler sees them."""
-        answer: NodeList = await self._ask("nodes", NodesRequested())
-        return answer.nodes
+    # --- models, deployments ---
 
     async def models(self) -> list[ModelRecord]:
         """Every registered model with its versions, by name."""
@@ -216,14 +211,14 @@ class Client:
 
     async def model(self, name: str) -> ModelRecord:
         """One registered model."""
-        entry = await self.bus.bucket("models").get(_one(name, "model"), ModelRecord)
+        entry = await self.bus.bucket("models").get(one(name, "model"), ModelRecord)
         if entry is None:
             raise NotFound(f"there is no model {name!r}", remedy="See `llmos get models`.", param="model")
         return entry.value
 
     async def deployments(self, name: str | None = None) -> list[DeploymentView]:
         """What should be served now, and how far each replica is."""
-        return await read_deployments(self.bus, _one(name, "deployment") if name else "*")
+        return await read_deployments(self.bus, one(name, "deployment") if name else "*")
 
     # --- inference ---
 
@@ -295,16 +290,6 @@ class Client:
         if not path.is_file():
             raise NotFound(f"there is no file {path}", remedy="Correct the path.")
         return f"artifact:{await self._store.put_file(path)}"
-
-    async def _ask(self, verb: str, request: Struct) -> Any:
-        return await self.bus.call("scheduler", verb, request)
-
-
-def _one(name: str, what: str) -> str:
-    """`name` if it can name something. What can't be a subject token can't exist."""
-    if not is_token(name):
-        raise NotFound(f"there is no {what} {name!r}", remedy="Names are letters, digits, '_' and '-'.", param=what)
-    return name
 
 
 def _find(nats_url: str | None, data_dir: Path | None, artifacts: str | None) -> tuple[str, str]:

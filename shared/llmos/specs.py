@@ -82,7 +82,7 @@ def check_spec(data: bytes, *, tenant: str, now: float) -> tuple[JobSpec | None,
     if not isinstance(raw, dict):
         return None, [Fault("", f"the message must be a JSON object with the fields of a job, not {_kind(raw)}")]
     raw.setdefault("tenant", tenant)
-    faults = list(_shape(raw, JobSpec, ""))
+    faults = list(check_shape(raw, JobSpec, ""))
     broken = {fault.path for fault in faults}
     faults += [fault for fault in _rules(raw, tenant, now) if fault.path not in broken]
     if not faults:
@@ -96,7 +96,7 @@ def check_spec(data: bytes, *, tenant: str, now: float) -> tuple[JobSpec | None,
 # --- shape ---
 
 
-def _shape(raw: Mapping[str, Any], kind: type[Struct], at: str) -> list[Fault]:
+def check_shape(raw: Mapping[str, Any], kind: type[Struct], at: str) -> list[Fault]:
     """Unknown fields, missing fields and wrong types of one object, and of the objects in it."""
     faults = []
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
@@ -121,7 +121,7 @@ def _value(value: Any, kind: Any, path: str) -> list[Fault]:
     options = [option for option in get_args(kind) if option is not type(None)]
     struct = kind if _is_struct(kind) else next((option for option in options if _is_struct(option)), None)
     if struct is not None and isinstance(value, dict):
-        return _shape(value, struct, f"{path}.")
+        return check_shape(value, struct, f"{path}.")
     if get_origin(kind) is Literal and isinstance(value, str):
         return (
             [] if value in options else [Fault(path, f"{value[:100]!r} is not known; known are {', '.join(options)}")]
@@ -240,13 +240,16 @@ def _reference(path: str, text: str, fault: Callable[[str, str], None]) -> None:
 
 
 def _queue(value: Any, fault: Callable[[str, str], None]) -> None:
-    if not isinstance(value, str):
-        return
+    if isinstance(value, str) and (wrong := check_queue_path(value)):
+        fault("queue", wrong)
+
+
+def check_queue_path(value: str) -> str:
+    """What is wrong with a queue's path, such as `research/vision`; empty if nothing is."""
     parts = value.split("/")
     if not all(is_token(part) for part in parts):
-        fault("queue", f"{value[:100]!r} must be names of 1 to 128 letters, digits, '_' or '-', with / between them")
-    elif len(parts) > _DEEPEST_QUEUE:
-        fault("queue", f"has {len(parts)} levels; at most {_DEEPEST_QUEUE} are possible")
+        return f"{value[:100]!r} must be names of 1 to 128 letters, digits, '_' or '-', with / between them"
+    return f"has {len(parts)} levels; at most {_DEEPEST_QUEUE} are possible" if len(parts) > _DEEPEST_QUEUE else ""
 
 
 def _resources(at: str, get: Callable[[str], Any], fault: Callable[[str, str], None]) -> None:
