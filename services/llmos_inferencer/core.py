@@ -3,7 +3,7 @@ together, and which session to unload for room. Time comes in as an argument; no
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
@@ -66,11 +66,11 @@ def next_retry(actual: Actual) -> float | None:
 
 
 class Waiting(Struct):
-    """One tokenised input: which session it is for, its class (0 interactive, 1 batch), its place in the order of
-    arrival, and its length in tokens. `gone` once it is in a batch or withdrawn.
+    """One row to compute: what it may share a run with (equal `session`), its class (0 interactive, 1 batch), its place
+    in the order of arrival, and its length in tokens. `gone` once it is in a batch or withdrawn.
     """
 
-    session: int
+    session: Hashable
     rank: int
     arrived: int
     length: int
@@ -97,7 +97,7 @@ class Queue(Generic[W]):
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._rows: dict[tuple[int, int], list[W]] = {}
+        self._rows: dict[tuple[Hashable, int], list[W]] = {}
         self._order: list[tuple[int, int, W]] = []  # a heap by class and arrival; who is gone is dropped when on top
 
     def add(self, item: W) -> None:

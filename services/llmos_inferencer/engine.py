@@ -1,39 +1,145 @@
-"""One exported classifier: tokenizer, onnxruntime session and labels. Blocking code, to be called from a thread;
-it knows no bus.
+"""What serving knows of a loaded artifact: two protocols, and one table that says which class serves which task.
+
+A `BatchEngine` answers an input in one pass; the lanes put inputs of several requests into one run. A `Generator` runs
+by itself, step by step, and requests join and leave it. Both are blocking code without a bus, loaded in a thread.
 """
 
-import os
-
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # read when onnxruntime is imported; its Linux wheels have telemetry on
-
-from collections.abc import Sequence
-from functools import cache
+import asyncio
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import msgspec
-import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from msgspec import Struct, field
 
-from llmos.contracts.inference import LabelScore, Output
+from llmos.contracts.inference import FinishReason, InferenceRequested, Input, Output, TokenLogprob, Usage
 from llmos.contracts.models import ServingContract
 from llmos.errors import LlmosError, Rejected
 
-TASK = "text-classification"
 FORMAT = 1  # of llmos.json
-WARM_UP = ("a", "a somewhat longer text, so that more than one shape was seen")
-DIGITS = 6  # of a probability
 
 
-class Tokens(msgspec.Struct, frozen=True, gc=False):
-    """One text as the graph takes it, without padding."""
+class Means(Struct, frozen=True):
+    """What an engine may use: CPU threads, the device of the lease (`cpu`, `cuda:0`), and bytes of memory beside the
+    weights (0: not limited), for caches.
+    """
 
-    ids: list[int]
-    types: list[int]
+    threads: int
+    device: str = "cpu"
+    memory: int = 0
+
+
+# --- one pass ---
+
+
+class Row(Struct, gc=False):
+    """One row of a run. `length` is what it costs (tokens, or as many as cost the same); rows of equal `kind` may
+    share a run.
+    """
+
+    length: int
+    kind: int = 0
+
+
+class Prepared(Struct):
+    """An input as its graph takes it: the rows to run (several when a long text is read in windows), the size for the
+    tokens' bill, and whatever `read` needs.
+    """
+
+    rows: Sequence[Row]
+    tokens: int = 0
+    source: Any = None
+
+
+class BatchEngine(Protocol):
+    """A model that answers in one pass. All methods may be called from several threads at once."""
+
+    contract: ServingContract
+    takes: Literal["text", "image", "audio"]
+
+    def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
+        """Tokenise, or decode and resize. Raises `Rejected` whose `param` names the input at fault."""
+        ...
+
+    def run(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """One padded run: what was found for each row. Raises what onnxruntime raises."""
+        ...
+
+    def read(self, prepared: Prepared, found: Sequence[Any], request: InferenceRequested) -> Output:
+        """The answer for one input from what was found for its rows. Raises `NotFinite` for NaN or infinity."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the session; nothing is called afterwards."""
+        ...
+
+
+# --- many steps ---
+
+
+class Piece(Struct, frozen=True, gc=False):
+    """What was generated since the piece before, to be appended to output number `output`."""
+
+    output: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason = ""
+
+
+class Generated(Struct, frozen=True):
+    """All outputs of a request (`params.n` for each input, in order), the bill, and when computing began and the first
+    token was there (monotonic seconds).
+    """
+
+    outputs: list[Output]
+    usage: Usage
+    started_at: float
+    first_at: float
+
+
+class Generation(Protocol):
+    """One request in a generator. Used on the event loop only."""
+
+    done: asyncio.Future[Generated]
+    """Resolves to the whole answer or to an `LlmosError` for the asker."""
+    begun: bool
+    """Whether a slot was given to it; before, giving the request back costs nothing."""
+
+    def stop(self) -> None:
+        """The asker wants no more: `done` resolves within a step, with what there is and `cancelled`."""
+        ...
+
+    def withdraw(self) -> None:
+        """Nobody is here to answer any more: free its slots within a step; `done` is cancelled."""
+        ...
+
+
+class Generator(Protocol):
+    """A model that generates step by step, on a thread of its own."""
+
+    contract: ServingContract
+    takes: Literal["text", "image", "audio"]
+    capacity: int
+    """How many requests it wants to hold, those that wait for a slot included: serving pulls no more."""
+
+    def submit(self, request: InferenceRequested, rank: int, say: Callable[[Piece], None]) -> Generation:
+        """Take a request; called on the event loop, returns at once (tokenising goes to the engine's thread).
+
+        `request.inputs` are `Input`s whose artifacts were fetched. `rank` is 0 for interactive, 1 for batch; within a
+        rank, `request.priority` and fairness among tenants decide. `say` is called on the event loop for every piece if
+        `request.params.stream`. Raises `Rejected` at once for a request that can never fit or has bad parameters. A
+        deadline that passes before a slot is free fails it with `Late`.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the thread and let go of the session; nothing is in it any more."""
+        ...
+
+
+Engine = BatchEngine | Generator
 
 
 class NotFinite(Rejected):
@@ -42,86 +148,46 @@ class NotFinite(Rejected):
     code = "not_finite"
 
 
-class Engine:
-    """A loaded model. `encode` and `run` may be called from several threads at once."""
+class Late(Rejected):
+    """The request's deadline passed before its turn came."""
 
-    def __init__(self, session: Any, tokenizer: Tokenizer, contract: ServingContract) -> None:
-        self.contract = contract
-        self._session = session
-        self._tokenizer = tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=contract.max_length)
-
-    @classmethod
-    def load(cls, root: Path, *, threads: int) -> "Engine":
-        """Open the artifact in `root` (`model.onnx`, `tokenizer.json`, `llmos.json`) and run it once or twice.
-
-        Raises `Rejected` when the files don't belong together or onnxruntime can't run them.
-        """
-        contract = _contract(root / "llmos.json")
-        try:
-            session = ort.InferenceSession(str(root / "model.onnx"), _options(threads), providers=_providers())
-            engine = cls(session, Tokenizer.from_file(str(root / "tokenizer.json")), contract)
-            engine._check_graph()
-            engine.run(engine.encode(WARM_UP))
-        except LlmosError:
-            raise
-        except Exception as error:  # whatever onnxruntime or tokenizers raise: the next try would not help
-            raise Rejected(f"the artifact can't be loaded: {error}", remedy="Export the model again.") from error
-        return engine
-
-    def classify(self, texts: Sequence[str], top: int = 0) -> list[Output]:
-        """The label of each text, in order: tokenise, one run, softmax."""
-        return [self.read(row, top) for row in self.run(self.encode(texts))] if texts else []
-
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokenise; a text of more than `max_length` tokens is truncated, as in training."""
-        return [Tokens(text.ids, text.type_ids) for text in self._tokenizer.encode_batch_fast(list(texts))]
-
-    def run(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Probabilities `[len(batch), labels]` of one padded run. Raises what onnxruntime raises."""
-        contract = self.contract
-        shape = (len(batch), max(len(text.ids) for text in batch))
-        ids = np.full(shape, contract.pad_token_id, np.int64)
-        types = np.full(shape, contract.pad_type_id, np.int64)
-        mask = np.zeros(shape, np.int64)
-        for row, text in enumerate(batch):
-            length = len(text.ids)
-            ids[row, :length] = text.ids
-            types[row, :length] = text.types
-            mask[row, :length] = 1
-        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        (logits,) = self._session.run([contract.output_name], {name: feeds[name] for name in contract.input_names})
-        if logits.shape != (len(batch), len(contract.labels)):
-            raise Rejected(f"the model gives {logits.shape} for {len(batch)} texts and {len(contract.labels)} labels")
-        scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result: NDArray[np.float32] = scaled / scaled.sum(axis=1, keepdims=True)
-        return result
-
-    def read(self, row: NDArray[np.float32], top: int = 0) -> Output:
-        """One row of probabilities as an answer: the best label first, at most `top` of them (0: all), 6 decimals.
-
-        Raises `NotFinite` for a row that holds no probabilities.
-        """
-        if not np.isfinite(row).all():
-            raise NotFinite("the model gave no finite number for this text", remedy="Correct or leave out this text.")
-        order = np.argsort(-row, kind="stable")[: top if top > 0 else None]
-        labels = self.contract.labels
-        scores = [LabelScore(labels[at], round(float(row[at]), DIGITS)) for at in order]
-        return Output(scores[0].label, scores[0].score, scores)
-
-    def _check_graph(self) -> None:
-        inputs = {given.name: given.type for given in self._session.get_inputs()}
-        wanted = self.contract.input_names
-        if set(inputs) != set(wanted) or set(wanted) - {"input_ids", "attention_mask", "token_type_ids"}:
-            raise Rejected(f"the graph takes {sorted(inputs)}, llmos.json says {sorted(wanted)}")
-        if any(kind != "tensor(int64)" for kind in inputs.values()):
-            raise Rejected(f"the graph's inputs are {inputs}, and not all int64")
-        if self.contract.output_name not in {given.name for given in self._session.get_outputs()}:
-            raise Rejected(f"the graph has no output {self.contract.output_name!r}")
+    code = "deadline"
 
 
-def _contract(path: Path) -> ServingContract:
+# --- loading ---
+
+ENGINES: dict[str, str] = {
+    "text-classification": "llmos_inferencer.encoding.labels:Classifier",
+    "token-classification": "llmos_inferencer.encoding.entities:TokenClassifier",
+    "question-answering": "llmos_inferencer.encoding.answers:QuestionAnswerer",
+    "embeddings": "llmos_inferencer.encoding.vectors:Embedder",
+}
+
+
+def load(root: Path, means: Means) -> Engine:
+    """Open the artifact in `root` and run it once or twice. Blocking.
+
+    Raises `Rejected` when nobody here serves its task, or its files don't belong together or can't be run.
+    """
+    contract = read_contract(root / "llmos.json")
+    place = ENGINES.get(contract.task)
+    if place is None:
+        raise Rejected(
+            f"nobody here serves the task {contract.task!r}",
+            remedy=f"Upgrade this inferencer, or deploy one of: {', '.join(sorted(ENGINES))}.",
+        )
+    module, name = place.split(":")
+    try:
+        engine: Engine = getattr(import_module(module), name).load(root, contract, means)
+    except LlmosError:
+        raise
+    except Exception as error:  # whatever onnxruntime or tokenizers raise: the next try would not help
+        raise Rejected(f"the artifact can't be loaded: {error}", remedy="Export the model again.") from error
+    return engine
+
+
+def read_contract(path: Path) -> ServingContract:
+    """An artifact's `llmos.json`. Raises `Rejected` for one that can't be read or is of another format."""
     try:
         contract = msgspec.json.decode(path.read_bytes(), type=ServingContract)
     except (OSError, msgspec.DecodeError) as error:
@@ -130,34 +196,6 @@ def _contract(path: Path) -> ServingContract:
         raise Rejected(
             f"the artifact has format {contract.format}", remedy=f"Upgrade this inferencer; it reads format {FORMAT}."
         )
-    if contract.task != TASK or not contract.labels or contract.max_length < 1:
-        raise Rejected(
-            f"llmos.json says {contract.task!r}, {len(contract.labels)} labels, max_length {contract.max_length}",
-            remedy=f"This version serves {TASK}.",
-        )
+    if contract.max_length < 0:
+        raise Rejected(f"llmos.json says max_length {contract.max_length}", remedy="Export the model again.")
     return contract
-
-
-def _providers() -> list[str]:
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in ort.get_available_providers()]
-
-
-def _options(threads: int) -> Any:
-    _share_arena()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning threads win 0.4 ms of 2.4 on an idle machine and lose 3.5 ms where others want the cores too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
-
-
-@cache
-def _share_arena() -> None:
-    """One arena for the activations of all sessions, grown by what is asked for: they never hold three times what
-    one needs.
-    """
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))

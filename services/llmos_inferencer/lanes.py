@@ -7,49 +7,55 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from llmos.clock import Clock
-from llmos.contracts.inference import Output
+from llmos.contracts.inference import InferenceRequested, Input, Output
 from llmos.errors import LlmosError, Rejected
 from llmos_inferencer.core import Limits, Queue, Waiting
-from llmos_inferencer.engine import Engine, Tokens
+from llmos_inferencer.engine import BatchEngine, Late, Prepared, Row
 
+INLINE_CHARACTERS = 1024  # tokenised in 0.2 ms at most, which is what the way to a thread and back costs
 THREADS_A_LANE = 4  # beyond that another batch gains more than another thread
-Result = Output | LlmosError
-
-
-class Late(Rejected):
-    """The request's deadline passed before its turn came."""
-
-    code = "deadline"
 
 
 class Job:
     """The inputs of one request. `begun` once one of them is computed; seconds are monotonic."""
 
-    def __init__(self, deployment: str, engine: Engine, size: int, top: int, deadline: float | None) -> None:
+    def __init__(
+        self, deployment: str, engine: BatchEngine, prepared: Sequence[Prepared], request: InferenceRequested
+    ) -> None:
         self.deployment = deployment
         self.engine = engine
-        self.top = top
-        self.deadline = deadline
+        self.prepared = prepared
+        self.request = request
         self.begun = False
         self.started_at = 0.0
         self.seconds = 0.0
-        self.outputs: list[Output | None] = [None] * size
-        self.left = size
-        self.inputs: list[Input] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.found: list[list[Any]] = [[None] * len(each.rows) for each in prepared]
+        self.missing = [len(each.rows) for each in prepared]
+        self.outputs: list[Output | None] = [None] * len(prepared)
+        self.left = len(prepared)
+        self.items: list[Item] = []
+        self.done: asyncio.Future[list[Output]] = asyncio.get_running_loop().create_future()
+
+    def take(self, index: int, place: int, found: Any) -> None:
+        """What was found for one row; the last one of an input gives its output. Raises what `read` raises."""
+        self.found[index][place] = found
+        self.missing[index] -= 1
+        if not self.missing[index]:
+            self.outputs[index] = self.engine.read(self.prepared[index], self.found[index], self.request)
+            self.found[index] = []
+            self.left -= 1
 
 
-class Input(Waiting, kw_only=True):
-    """One input of a job."""
+class Item(Waiting, kw_only=True):
+    """One row of one input of a job."""
 
     job: Job
     index: int
-    tokens: Tokens
+    place: int
+    row: Row
 
 
 class Lanes:
@@ -63,27 +69,37 @@ class Lanes:
         self._clock = clock
         self._observe = observe
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane")
-        self._waiting: Queue[Input] = Queue(limits)
+        self._preparing = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="prepare")
+        self._waiting: Queue[Item] = Queue(limits)
         self._running = 0
         self._arrived = 0
 
-    def submit(self, job: Job, tokens: Sequence[Tokens], rank: int) -> None:
-        """Queue a job's inputs; `job.done` says when all are computed. `rank` 0 goes before 1."""
-        for index, text in enumerate(tokens):
-            self._arrived += 1
-            item = Input(id(job.engine), rank, self._arrived, len(text.ids), job=job, index=index, tokens=text)
-            job.inputs.append(item)
-            self._waiting.add(item)
+    async def prepare(self, engine: BatchEngine, inputs: Sequence[Input]) -> list[Prepared]:
+        """Inputs as the engine's graph takes them, made in a thread unless they are small. Raises what it raises."""
+        if engine.takes == "text" and sum(len(each.text) + len(each.pair) for each in inputs) <= INLINE_CHARACTERS:
+            return engine.prepare(inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, engine.prepare, inputs)
+
+    def submit(self, job: Job, rank: int) -> None:
+        """Queue a job's inputs; `job.done` has all outputs in the end. `rank` 0 goes before 1."""
+        for index, prepared in enumerate(job.prepared):
+            for place, row in enumerate(prepared.rows):
+                self._arrived += 1
+                key = (id(job.engine), row.kind)
+                item = Item(key, rank, self._arrived, row.length, job=job, index=index, place=place, row=row)
+                job.items.append(item)
+                self._waiting.add(item)
         self._dispatch()
 
     def withdraw(self, job: Job) -> None:
         """Forget what of a job has not been begun."""
-        self._waiting.withdraw(job.inputs)
-        job.inputs.clear()
+        self._waiting.withdraw(job.items)
+        job.items.clear()
 
     def close(self) -> None:
         """Wait for the batches that run."""
         self._pool.shutdown(wait=True)
+        self._preparing.shutdown(wait=True)
 
     def _dispatch(self) -> None:
         while self._running < self.count and (batch := self._waiting.next_batch()):
@@ -101,24 +117,31 @@ class Lanes:
             work.add_done_callback(partial(self._finish, batch, now))
 
     def _is_late(self, job: Job) -> bool:
-        return job.deadline is not None and not job.begun and job.deadline <= self._clock.now()
+        deadline = job.request.deadline
+        return deadline is not None and not job.begun and deadline <= self._clock.now()
 
-    def _finish(self, batch: list[Input], started: float, work: asyncio.Future[list[Result]]) -> None:
+    def _finish(self, batch: list[Item], started: float, work: asyncio.Future[list[Any]]) -> None:
         self._running -= 1
         seconds = self._clock.monotonic() - started
         self._observe(batch[0].job.deployment, len(batch), seconds)
-        for item, result in zip(batch, work.result(), strict=True):
+        results = work.result()
+        self._dispatch()  # the next batch computes while these answers are read
+        for item, found in zip(batch, results, strict=True):
             job = item.job
-            if isinstance(result, LlmosError):
-                self._fail(job, result)
+            if job.done.done():
                 continue
-            job.outputs[item.index] = result
-            job.left -= 1
-            if not job.left and not job.done.done():
+            if isinstance(found, LlmosError):
+                self._fail(job, found)
+                continue
+            try:
+                job.take(item.index, item.place, found)
+            except Exception as error:  # noqa: BLE001 - about this input, whatever it is: the others must be answered
+                self._fail(job, _at_fault(item, error))
+                continue
+            if not job.left:
                 job.seconds = started + seconds - job.started_at
-                job.inputs.clear()
-                job.done.set_result(None)
-        self._dispatch()
+                job.items.clear()
+                job.done.set_result([output for output in job.outputs if output is not None])
 
     def _fail(self, job: Job, error: LlmosError) -> None:
         """The request is answered with this; its other inputs are not computed."""
@@ -127,27 +150,22 @@ class Lanes:
             job.done.set_exception(error)
 
 
-def compute(batch: Sequence[Input]) -> list[Result]:
-    """The result of each input, in order. A batch that fails is halved until the input at fault stands alone."""
-    engine = batch[0].job.engine
+def compute(batch: Sequence[Item]) -> list[Any]:
+    """What was found for each row, in order; an error for one that can't be computed.
+
+    A batch that fails is halved until the row at fault stands alone.
+    """
     try:
-        rows = engine.run([item.tokens for item in batch])
+        return list(batch[0].job.engine.run([item.row for item in batch]))
     except Exception as error:  # noqa: BLE001 - about these inputs, whatever it is: the others must be answered
         if len(batch) > 1:
             half = len(batch) // 2
             return compute(batch[:half]) + compute(batch[half:])
-        return [_at_fault(batch[0], f"the model can't compute this text: {error}")]
-    return [_read(engine, item, row) for item, row in zip(batch, rows, strict=True)]
+        return [_at_fault(batch[0], error)]
 
 
-def _read(engine: Engine, item: Input, row: NDArray[np.float32]) -> Result:
-    try:
-        return engine.read(row, item.job.top)
-    except Rejected as error:
-        return _at_fault(item, error.problem.message)
-
-
-def _at_fault(item: Input, message: str) -> LlmosError:
+def _at_fault(item: Item, error: Exception) -> LlmosError:
+    message = error.problem.message if isinstance(error, LlmosError) else f"the model can't compute this input: {error}"
     return Rejected(
-        message, remedy="Correct or leave out this text.", code="unanswerable", param=f"inputs[{item.index}]"
+        message, remedy="Correct or leave out this input.", code="unanswerable", param=f"inputs[{item.index}]"
     )

@@ -11,18 +11,18 @@ from llmos.contracts.models import ModelVersion
 from llmos.errors import Rejected
 from llmos_inferencer import memory
 from llmos_inferencer.core import Resident, make_room
-from llmos_inferencer.engine import Engine
+from llmos_inferencer.engine import Means, load
 from llmos_inferencer.meter import Meter
-from llmos_inferencer.serving import Serving, Session
+from llmos_inferencer.sessions import Session, Track
 from llmos_inferencer.staging import Staging
 from llmos_inferencer.trust import Trust
 
 PREPACKED = 2  # a session keeps weights that were rearranged beside those of the file, until one has been measured
-Unload = Callable[[Serving, str], Awaitable[None]]
+Unload = Callable[[Track, str], Awaitable[None]]
 
 
 class Loader:
-    """Loads one session at a time. `servings` gives every deployment; `unload(serving, reason)` takes a session
+    """Loads one session at a time. `tracks` gives every track; `unload(track, reason)` takes a session
     out and waits.
     """
 
@@ -33,7 +33,7 @@ class Loader:
         *,
         budget: int,
         threads: int,
-        servings: Callable[[], Iterable[Serving]],
+        tracks: Callable[[], Iterable[Track]],
         unload: Unload,
         unsealing: Callable[[str, str], Awaitable[Cipher]],
         clock: Clock,
@@ -42,7 +42,7 @@ class Loader:
         self._trust = trust
         self._staging = staging
         self._threads = threads
-        self._servings = servings
+        self._tracks = tracks
         self._unload = unload
         self._unsealing = unsealing
         self._clock = clock
@@ -50,9 +50,9 @@ class Loader:
         self._one = asyncio.Lock()
 
     async def load(
-        self, serving: Serving, version: ModelVersion, new_meter: Callable[[], Meter], *, again: bool
+        self, track: Track, version: ModelVersion, new_meter: Callable[[], Meter], *, again: bool
     ) -> Session | None:
-        """Load `version` and switch `serving` to it; the session that served before, still to be unloaded.
+        """Load `version` and switch `track` to it; the session that served before, still to be unloaded.
 
         `again` reloads what was unloaded for room: nothing happens if something serves when its turn has come.
         Raises `Rejected` for what must not or can't be served, another `LlmosError` for what may work later.
@@ -60,25 +60,29 @@ class Loader:
         await self._trust.check(version)
 
         async def unsealing(sealed_by: str) -> Cipher:
-            return await self._unsealing(sealed_by, serving.deployment)
+            return await self._unsealing(sealed_by, track.deployment)
 
         async with self._staging.staged(version.artifact, unsealing) as root:
             files = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
             async with self._one:
-                if again and serving.session is not None:
+                if again and track.session is not None:
                     return None
-                await self._make_room(serving, self._measured.get(version.artifact, PREPACKED * files))
+                await self._make_room(track, self._measured.get(version.artifact, PREPACKED * files))
                 before = memory.resident()
-                engine = await asyncio.to_thread(Engine.load, root, threads=self._threads)
+                engine = await asyncio.to_thread(load, root, Means(self._threads, memory=self._left()))
                 cost = self._measured[version.artifact] = max(memory.resident() - before, files)
                 session = Session(engine, version, cost, new_meter(), self._clock.monotonic())
-                return serving.switch(session)
+                return track.switch(session)
 
-    async def _make_room(self, serving: Serving, need: int) -> None:
+    def _left(self) -> int:
+        """Bytes of the budget that no session takes."""
+        return max(1, self.budget - sum(_cost(track) for track in self._tracks())) if self.budget > 0 else 0
+
+    async def _make_room(self, track: Track, need: int) -> None:
         if self.budget <= 0:
             return
-        own = [serving] if serving.session else []
-        others = [other for other in self._servings() if other.session and other is not serving]
+        own = [track] if track.session else []
+        others = [other for other in self._tracks() if other.session and other is not track]
         # What serves under this name stays up while its successor loads, unless both don't fit.
         unload = make_room(map(_resident, others), need, max(self.budget - sum(_cost(one) for one in own), 1))
         if unload is None:
@@ -94,10 +98,10 @@ class Loader:
                 await self._unload(other, "memory: another model needs the room")
 
 
-def _cost(serving: Serving) -> int:
-    return serving.session.memory if serving.session else 0
+def _cost(track: Track) -> int:
+    return track.session.memory if track.session else 0
 
 
-def _resident(serving: Serving) -> Resident:
-    assert serving.session is not None
-    return Resident(serving.deployment, serving.session.memory, serving.session.used_at)
+def _resident(track: Track) -> Resident:
+    assert track.session is not None
+    return Resident(track.deployment, track.session.memory, track.session.used_at)

@@ -23,8 +23,10 @@ from llmos_inferencer.config import InferencerConfig
 from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.loading import Loader
 from llmos_inferencer.meter import Meter
+from llmos_inferencer.recall import Recalled
 from llmos_inferencer.reporting import Reporter
-from llmos_inferencer.serving import Serving, Session
+from llmos_inferencer.serving import Serving
+from llmos_inferencer.sessions import Session, Track
 from llmos_inferencer.staging import Staging
 from llmos_inferencer.trust import Trust
 
@@ -51,6 +53,7 @@ class Inferencer:
         self._work: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changed = asyncio.Event()
+        self._recalled = Recalled()
         self._lanes = Lanes(config.cores(), ctx.clock, observe=self._observe)
         trusted = Path(config.trusted_keys).expanduser() if config.trusted_keys else None
         self._staging = Staging(
@@ -64,7 +67,7 @@ class Inferencer:
             self._staging,
             budget=config.memory_budget(),
             threads=self._lanes.threads,
-            servings=self._servings.values,
+            tracks=lambda: [serving.main for serving in self._servings.values()],
             unload=self._unload,
             unsealing=self._unsealing,
             clock=ctx.clock,
@@ -73,7 +76,7 @@ class Inferencer:
     async def run(self) -> None:
         """Converge until told to stop, then drain."""
         self._ctx.announce(kinds=["serve"], memory=self._loader.budget, used=self._used)
-        for loop in (self._follow, self._converge, self._meter):
+        for loop in (self._follow, self._follow_recalls, self._converge, self._meter):
             self._spawn(loop())
         stopping = asyncio.create_task(self._ctx.stopping.wait())
         try:
@@ -106,6 +109,14 @@ class Inferencer:
         self._desired = state.heard(self._desired, assigned)
         self._actual = state.asked_again(self._actual, assigned)
         self._changed.set()
+
+    async def _follow_recalls(self) -> None:
+        pattern = subjects.control_cancel("x").removesuffix("x") + "*"
+        async for heard in self._ctx.bus.follow("CONTROL", [pattern], start=0):
+            id = heard.subject.rsplit(".", 1)[-1]
+            self._recalled.add(id)
+            for serving in self._servings.values():
+                serving.recall(id)
 
     # --- converging ---
 
@@ -158,18 +169,18 @@ class Inferencer:
     async def _up(self, assigned: ReplicaAssigned, serving: Serving, seconds: float) -> None:
         assert assigned.version is not None  # it came up
         self._actual = state.came_up(self._actual, assigned)
-        used = serving.session.memory if serving.session else 0
+        used = serving.main.session.memory if serving.main.session else 0
         await self._say.ready(assigned, assigned.version, seconds, used)
 
     async def _on_failure(
         self, assigned: ReplicaAssigned, problem: Problem, *, retryable: bool, lost: bool = False
     ) -> None:
         serving = self._servings[assigned.deployment]
-        if serving.session is None:
+        if serving.main.session is None:
             await serving.stop()  # what was held goes back to the queue, for another node or a later try
         now = self._ctx.clock.monotonic()
         self._actual = state.failed(self._actual, assigned, retryable=retryable, now=now, lost=lost)
-        if serving.session is None:
+        if serving.main.session is None:
             self._demand(assigned.deployment)  # what served before made room in vain
         failures = self._actual[assigned.deployment].failures
         await self._say.failed(assigned, problem, retryable=retryable, failures=failures)
@@ -182,7 +193,7 @@ class Inferencer:
             if serving.deployment in self._reloads:
                 await asyncio.wait([self._reloads[serving.deployment]])
                 await serving.stop()
-            session = serving.detach()
+            session = serving.main.detach()
             if session is not None:
                 version = session.version.version
                 await self._free(session)
@@ -192,7 +203,7 @@ class Inferencer:
     # --- sessions ---
 
     async def _load(self, serving: Serving, version: ModelVersion, *, again: bool = False) -> Session | None:
-        old = await self._loader.load(serving, version, lambda: self._new_meter(serving, version), again=again)
+        old = await self._loader.load(serving.main, version, lambda: self._new_meter(serving, version), again=again)
         serving.start()
         return old
 
@@ -214,14 +225,14 @@ class Inferencer:
             return
         finally:
             del self._reloads[deployment]
-        session = serving.session
+        session = serving.main.session
         if session is not None and session.version is version and self._servings.get(deployment) is serving:
             await self._say.ready(assigned, version, self._ctx.clock.monotonic() - started, session.memory)
 
-    async def _unload(self, serving: Serving, reason: str) -> None:
-        session = serving.detach()
+    async def _unload(self, track: Track, reason: str) -> None:
+        session = track.detach()
         if session is not None:
-            await self._retire(session, self._desired[serving.deployment], reason)
+            await self._retire(session, self._desired[track.deployment], reason)
 
     async def _retire(self, session: Session, assigned: ReplicaAssigned, reason: str) -> None:
         await self._free(session)
@@ -231,6 +242,7 @@ class Inferencer:
         """Wait until nobody uses the session, then give its memory back."""
         await session.idle.wait()
         await self._say.metered(session.meter.close_period(self._ctx.clock.now()))
+        session.engine.close()
         del session.engine
         await asyncio.to_thread(memory.give_back)
 
@@ -248,8 +260,8 @@ class Inferencer:
 
     async def _close_periods(self) -> None:
         for serving in list(self._servings.values()):
-            if serving.session is not None:
-                await self._say.metered(serving.session.meter.close_period(self._ctx.clock.now()))
+            if serving.main.session is not None:
+                await self._say.metered(serving.main.session.meter.close_period(self._ctx.clock.now()))
 
     async def _drain(self) -> None:
         await cancel(*self._work)  # whoever pulls, brings up or loads
@@ -265,6 +277,7 @@ class Inferencer:
                 name,
                 assigned.tenant,
                 self._lanes,
+                self._recalled,
                 demand=lambda: self._demand(name),
                 spawn=self._spawn,
             )
@@ -287,7 +300,7 @@ class Inferencer:
         return Meter(serving.deployment, serving.tenant, self._ctx.node, version, self._ctx.clock.now())
 
     def _used(self) -> int:
-        return sum(serving.session.memory for serving in self._servings.values() if serving.session)
+        return sum(serving.main.session.memory for serving in self._servings.values() if serving.main.session)
 
     def _wanted(self) -> list[str]:
         return [wanted.version.artifact for wanted in self._desired.values() if wanted.version is not None]

@@ -18,7 +18,8 @@ import inferencer_model
 from inferencer_stand import Stand
 
 from llmos_inferencer.config import usable_cores
-from llmos_inferencer.engine import Engine
+from llmos_inferencer.encoding.labels import Classifier
+from llmos_inferencer.engine import Means, load
 
 LIMIT_MS = 2.0
 
@@ -33,19 +34,19 @@ async def main() -> int:
         try:
             artifact = await stand.prepare(given.precision)
             await stand.start()
-            return await measure(stand, Engine.load(artifact, threads=usable_cores()), given.requests)
+            return await measure(stand, load(artifact, Means(usable_cores())), given.requests)
         finally:
             await stand.close()
 
 
-async def measure(stand: Stand, engine: Engine, requests: int) -> int:
+async def measure(stand: Stand, engine: Classifier, requests: int) -> int:
     bare: list[float] = []
     through: list[float] = []
     compute: list[float] = []
     for at in range(requests + 20):
         text = f"{inferencer_model.SENTENCE} {at}"
         started = time.perf_counter()
-        engine.classify([text])
+        engine.answer([text])
         between = time.perf_counter()
         answer = await stand.ask(text)
         ended = time.perf_counter()

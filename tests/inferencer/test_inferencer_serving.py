@@ -157,7 +157,7 @@ async def test_a_model_that_is_larger_than_the_budget_is_refused_with_the_remedy
 
 
 async def test_an_idle_model_that_was_unloaded_holds_its_requests_until_their_deadline(stand: Any) -> None:
-    versions = {name: await stand.register(model=name, megabytes=24, rounds=SLOW * (name == "b")) for name in "ab"}
+    versions = {name: await stand.register(model=name, megabytes=24, rounds=4 * SLOW * (name == "b")) for name in "ab"}
     async with stand.running(memory="64MiB"):
         for name, version in versions.items():
             await stand.ready(await stand.deploy(version, name=name))
