@@ -21,10 +21,30 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs:logs", "Show the logs of services, or the events of a job."),
     "cancel": ("jobs:cancel", "Cancel a job."),
     "explain": ("jobs:explain", "Say why a job waits."),
+    "plan": ("plan:plan", "Say what would become of a job, without submitting it."),
+    "queues": ("queues:app", "Show the queues, or change how they divide the cluster."),
+    "cordon": ("nodes:cordon", "Let nothing new start on a node."),
+    "uncordon": ("nodes:uncordon", "Let a node take work again."),
+    "drain": ("nodes:drain", "Cordon a node and clear it."),
+    "reserve": ("reservations:reserve", "Keep nodes for a queue or a tenant."),
+    "unreserve": ("reservations:unreserve", "End a reservation."),
     "infer": ("infer:infer", "Ask a deployed model."),
     "simulate": ("simulate:app", "Try placement policies on a trace of nodes and tasks."),
     "audit": ("audit:app", "Verify, show and prove the audit log."),
     "dead": ("dead:app", "List, show and replay messages that no service could handle."),
+}
+
+
+# shown below a command's own help
+EXAMPLES: dict[str, str] = {
+    "get": """llmos get nodes -o wide
+llmos get jobs --state queued --all-tenants
+llmos get events -o json > events.jsonl         # one event a line, for `llmos simulate replay --from-log`""",
+    "plan": "llmos plan -f job.yaml --set resources.gpus=4 --set priority=80",
+    "cordon": 'llmos cordon gpu-3 --reason "its fan is loud"',
+    "drain": 'llmos drain gpu-3 --wait --reason "new driver" && ssh gpu-3 sudo reboot',
+    "reserve": """llmos reserve demo --nodes gpu-1 --tenant sales --end +2h
+llmos reserve exam --nodes gpu-1,gpu-2 --queue students/exam --start 2026-12-01T08:00Z --end 2026-12-01T18:00Z""",
 }
 
 
@@ -39,5 +59,6 @@ def make_app() -> App:
         result_action="return_value",
     )
     for order, (name, (place, help)) in enumerate(COMMANDS.items()):
-        app.command(f"llmos_cli.{place}", name=name, help=help, sort_key=order)
+        more = {"help_epilogue": f"Examples:\n{EXAMPLES[name]}"} if name in EXAMPLES else {}
+        app.command(f"llmos_cli.{place}", name=name, help=help, sort_key=order, **more)
     return app

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmos_cli.exits import Exit
-from llmos_cli.get import find_node
+from llmos_cli.explanation import print_explanation
+from llmos_cli.get import find_node, node_state
 from llmos_cli.options import Output, Target
 from llmos_cli.printing import duration, moment, numbers, print_fields, print_table, print_value, size
 
 if TYPE_CHECKING:
-    from llmos.contracts.jobs import JobView, TaskView
+    from llmos.client import Client
+    from llmos.contracts.jobs import Explanation, JobView, TaskView
     from llmos.contracts.models import ModelRecord
-    from llmos.contracts.nodes import NodeView
+    from llmos.contracts.nodes import Gpu, NodeView
 
 
 def describe(
@@ -37,17 +39,28 @@ def describe(
         async with await target.connect() as client:
             match kind:
                 case "job":
-                    return await client.job(name)
+                    return (view := await client.job(name)), await _why(client, view)
                 case "model":
                     return await client.model(name)
             return await find_node(client, name)
 
     found = asyncio.run(ask())
-    if output == "table":
-        _PRINT[kind](found)
-    else:
+    why = None
+    if kind == "job":
+        found, why = found
+    if output != "table":
         print_value(found, output)
+        return Exit.OK
+    _PRINT[kind](found)
+    if why is not None:
+        print(f"\nwhy it waits: {why.summary}")
+        print_explanation(why, indent=2)
     return Exit.OK
+
+
+async def _why(client: "Client", view: "JobView") -> "Explanation | None":
+    """What a job that is queued or deploying waits for."""
+    return await client.explain(view.job) if view.state in ("queued", "deploying") else None
 
 
 def print_job(view: "JobView") -> None:
@@ -79,7 +92,10 @@ def print_job(view: "JobView") -> None:
 
 def _task_row(task: "TaskView") -> tuple[object, ...]:
     took = duration(task.ended_at - task.started_at) if task.ended_at and task.started_at else ""
-    return task.task, task.state, task.attempt or "", task.node, took, numbers(task.metrics or task.progress)
+    where = ", ".join(task.nodes) or task.node
+    gpus = f" ({len(task.devices)} GPU{'s' * (len(task.devices) != 1)})" if task.devices else ""
+    state = f"{task.state}, preempted {task.preemptions}x" if task.preemptions else task.state
+    return task.task, state, task.attempt or "", f"{where}{gpus}", took, numbers(task.metrics or task.progress)
 
 
 def print_model(record: "ModelRecord") -> None:
@@ -108,16 +124,25 @@ def print_model(record: "ModelRecord") -> None:
 def print_node(view: "NodeView") -> None:
     """A node: its hardware, its services, what it does."""
     has = view.inventory
-    print_fields([("node", view.node), ("alive", view.alive), ("services", view.services), ("tasks", view.tasks)])
+    print_fields(
+        [
+            ("node", view.node),
+            ("state", node_state(view)),
+            ("reason", view.reason),
+            ("services", view.services),
+            ("tasks", view.tasks),
+            ("replicas", view.replicas),
+            ("reserved by", view.reservations),
+        ]
+    )
     if has is None:
         return
-    gpus = [f"{gpu.model} ({size(gpu.memory)}{', leased' * (gpu.id in view.gpus_leased)})" for gpu in has.gpus]
+    gpus = [_gpu(view, gpu) for gpu in has.gpus]
     print_fields(
         [
             ("cpus", f"{has.cpus:g}, {view.cpus_leased:g} leased  {has.cpu_model}"),
             ("memory", f"{size(has.memory)}, {size(view.memory_leased)} leased"),
             ("disk", size(has.disk) if has.disk else ""),
-            ("gpus", gpus),
             ("driver", " ".join(filter(None, (has.driver, f"CUDA {has.cuda}" if has.cuda else "")))),
             ("system", " ".join(filter(None, (has.os, has.architecture)))),
             ("torch", has.torch),
@@ -125,6 +150,16 @@ def print_node(view: "NodeView") -> None:
             ("labels", [f"{key}={value}" for key, value in has.labels.items()]),
         ]
     )
+    if gpus:
+        print("gpus:", *(f"  {gpu}" for gpu in gpus), sep="\n")
+
+
+def _gpu(view: "NodeView", gpu: "Gpu") -> str:
+    """A GPU or a MIG slice, and how much of it is leased."""
+    milli = view.gpu_milli_leased.get(gpu.id, 1000 if gpu.id in view.gpus_leased else 0)
+    held = f", {milli / 10:g} % leased" if 0 < milli < 1000 else ", leased" if milli else ""
+    part = f" {gpu.profile} of {gpu.parent}" if gpu.parent else ""
+    return f"{gpu.id}: {gpu.model}{part}, {size(gpu.memory)}{held}"
 
 
 _PRINT: dict[str, Callable[[Any], None]] = {"job": print_job, "model": print_model, "node": print_node}

@@ -1,11 +1,11 @@
 """`llmos cancel` and `llmos explain`."""
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 from llmos_cli.exits import Exit, say
-from llmos_cli.options import Output, Target
+from llmos_cli.explanation import print_explanation
+from llmos_cli.options import Output, Target, who
 from llmos_cli.printing import print_value
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def cancel(
 
     async def ask() -> "JobView":
         async with await target.connect() as client:
-            return await client.cancel(job, reason, requested_by=f"cli/{os.environ.get('USER', 'somebody')}")
+            return await client.cancel(job, reason, requested_by=who())
 
     view = asyncio.run(ask())
     late = view.state in ENDED and view.state != "cancelled"
@@ -71,9 +71,7 @@ def explain(
     answer = asyncio.run(ask())
     if output != "table":
         print_value(answer, output)
-        return Exit.OK
-    print(f"{answer.job} is {answer.state}: {answer.summary}")
-    for title, lines in (("why", answer.reasons), ("ahead of it", answer.ahead), ("what helps", answer.remedies)):
-        if lines:
-            print(f"{title}:", *(f"  {line}" for line in lines), sep="\n")
+    else:
+        print(f"{answer.job} is {answer.state}: {answer.summary}")
+        print_explanation(answer)
     return Exit.OK

@@ -1,5 +1,6 @@
 """Options that many commands share, and the connection that they lead to."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,20 +23,19 @@ DataDir = Annotated[
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Target:
+class Cluster:
     """Which stack to talk to: `--nats-url`, `--data-dir`, LLMOS_NATS_URL, else the one that runs here."""
 
     nats_url: Annotated[str | None, Parameter(name="--nats-url", help="The bus of the stack (LLMOS_NATS_URL).")] = None
     data_dir: DataDir = None
-    tenant: Annotated[str, Parameter(name="--tenant", env_var="LLMOS_TENANT", help="Whose jobs.")] = "default"
 
-    async def connect(self) -> "Client":
+    async def connect(self, tenant: str = "default") -> "Client":
         """Connect, quietly: what the bus library would log is said by the error that a command ends with."""
         from llmos.client import Client
         from llmos.telemetry import configure_logging
 
         configure_logging("debug" if debugging() else "critical")
-        return await Client.connect(self.nats_url, self.tenant, data_dir=self.data_dir)
+        return await Client.connect(self.nats_url, tenant, data_dir=self.data_dir)
 
     def stack(self) -> "StackInfo | None":
         """The stack of this machine, unless another one is meant."""
@@ -43,3 +43,20 @@ class Target:
 
         found = local.find_stack(self.data_dir)
         return found if found is not None and self.nats_url in (None, found.nats_url) else None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Target(Cluster):
+    """Which stack to talk to, and for which tenant."""
+
+    tenant: Annotated[str, Parameter(name="--tenant", env_var="LLMOS_TENANT", help="Whose jobs.")] = "default"
+
+    async def connect(self, tenant: str = "") -> "Client":
+        """Connect for the tenant."""
+        return await super().connect(tenant or self.tenant)
+
+
+def who() -> str:
+    """Who asks, for the history."""
+    return f"cli/{os.environ.get('USER', 'somebody')}"

@@ -79,8 +79,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
-def read_spec(text: str, name: str, *, as_json: bool = False) -> SpecFile:
-    """Parse one job spec. Raises `Rejected` that names the file, the line and the column."""
+def read_spec(text: str, name: str, *, as_json: bool = False, what: str = "a job spec") -> SpecFile:
+    """Parse one mapping, such as a job spec. Raises `Rejected` that names the file, the line and the column."""
     try:
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -97,7 +97,8 @@ def read_spec(text: str, name: str, *, as_json: bool = False) -> SpecFile:
         except yaml.MarkedYAMLError as error:
             raise _wrong_yaml(name, error) from error
     if not isinstance(value, dict):
-        raise Rejected(f"{name}: a job spec is a mapping of fields, not {_kind(value)}", remedy="Start with `name: …`.")
+        remedy = "Start with `queues:`." if "queues" in what else "Start with `name: …`."
+        raise Rejected(f"{name}: {what} is a mapping of fields, not {_kind(value)}", remedy=remedy)
     return SpecFile(name, value, dict(_lines(node, "")) if node is not None else {})
 
 

@@ -1,7 +1,6 @@
 """`llmos submit`: read a spec, bring its files along, publish it, and tell what becomes of it."""
 
 import asyncio
-import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -53,25 +52,15 @@ def submit(
     id
         The job's id; submitting one id twice makes one job.
     """
-    from llmos_cli import spec_references, specfile
+    from llmos_cli.prepare import prepare, reject
 
-    read = _read(file)
-    spec = specfile.override(read.spec, set or [])
-    folder = Path.cwd() if file == "-" else Path(file).absolute().parent
-    found, faults = spec_references.find_local(spec, folder)
-    absent = spec_references.find_absent(spec)
-    if target.stack() is not None:  # the nodes are this machine
-        faults += absent
-    else:
-        for fault in absent:
-            say(f"note: {fault} on this machine; the node that runs the job has to have it")
-    resolved = spec_references.replace(spec, {field: path.as_uri() for field, path in found.items()})
-    if faults := _check(resolved, target.tenant, faults):
-        return _reject(read.locate(faults))
+    ready = prepare(file, set or [], target)
+    if ready.faults:
+        return reject(ready.read.locate(ready.faults))
     if dry_run:
-        print_value(resolved, output)
+        print_value(ready.resolved, output)
         return Exit.OK
-    submission = _Submission(read, spec, found, id, wait, timeout, output)
+    submission = _Submission(ready.read, ready.spec, ready.found, id, wait, timeout, output)
     try:
         return asyncio.run(submission.run(target))
     except KeyboardInterrupt:
@@ -79,40 +68,6 @@ def submit(
             say(f"\n{submission.job} goes on. Follow it: llmos logs -f {submission.job}")
             say(f"Cancel it: llmos cancel {submission.job}")
         return Exit.INTERRUPTED
-
-
-def _read(file: str) -> "SpecFile":
-    from llmos.errors import NotFound, Rejected
-    from llmos_cli.specfile import read_spec
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NotFound(f"there is no file {file}", remedy="Correct the path.") from None
-    except UnicodeDecodeError as error:
-        raise Rejected(f"{file}: not UTF-8 at byte {error.start}", remedy="Save the file as UTF-8 text.") from error
-    return read_spec(text, "stdin" if file == "-" else file, as_json=file.endswith(".json"))
-
-
-def _check(spec: dict[str, Any], tenant: str, missing: "list[Fault]") -> "list[Fault]":
-    """Everything that is wrong with a spec, as the scheduler would say it, and the files that are not there."""
-    import msgspec
-
-    from llmos.specs import check_spec
-
-    named = spec.get("tenant", tenant)
-    faults = check_spec(msgspec.json.encode(spec), tenant=named if isinstance(named, str) else tenant, now=time.time())[
-        1
-    ]
-    said = {fault.path for fault in missing}
-    return [*missing, *(fault for fault in faults if fault.path not in said)]
-
-
-def _reject(lines: list[str]) -> int:
-    for line in lines:
-        say(f"error: {line}")
-    say(f"  try: correct {'it' if len(lines) == 1 else f'all {len(lines)}'} and submit again.")
-    return Exit.USAGE
 
 
 class _Submission:
@@ -190,11 +145,12 @@ class _Submission:
         return self._rejected(view.faults) if view.state == "rejected" else _exit(view)
 
     def _rejected(self, faults: "list[Fault]") -> int:
+        from llmos_cli.prepare import reject
         from llmos_cli.spec_references import name_files
 
         in_data = [fault for fault in faults if fault.line is not None or fault.path in self._stored]
         in_spec = self._read.locate(fault for fault in faults if fault not in in_data)
-        return _reject([*in_spec, *map(str, name_files(in_data, self._stored))])
+        return reject([*in_spec, *map(str, name_files(in_data, self._stored))])
 
 
 def _exit(view: "JobView") -> int:

@@ -2,13 +2,13 @@
 
 from msgspec import Struct
 
-from llmos.contracts import deployments, jobs, models, tasks
-from llmos_cli.printing import duration, number, numbers
+from llmos.contracts import deployments, jobs, leader, models, nodes, queues, tasks
+from llmos_cli.printing import duration, number, numbers, size
 
 
 def tell(event: Struct) -> str:
     """One line about a fact of a job; empty for one that says nothing new to a person."""
-    return " ".join((_tell_job(event) or _tell_model(event) or _tell_task(event)).split())
+    return " ".join((_tell_job(event) or _tell_model(event) or _tell_task(event) or _tell_cluster(event)).split())
 
 
 def _tell_job(event: Struct) -> str:
@@ -65,11 +65,45 @@ def _tell_task(event: Struct) -> str:
             return f"check: {len(event.faults)} fault{'s' * (len(event.faults) != 1)}"
         case tasks.TaskRefused():
             return f"export: refused: {'; '.join(event.reasons)}"
+        case tasks.TaskPreempting():
+            whom = f" to {event.by}" if event.by else ""
+            return f"{event.kind}: gives way{whom}{f': {event.reason}' if event.reason else ''}"
         case tasks.TaskCancelled():
             return f"{event.kind}: stopped"
         case tasks.TaskLost():
             return f"{event.kind}: lost: {event.reason}"
     return ""
+
+
+def _tell_cluster(event: Struct) -> str:
+    match event:
+        case nodes.NodeInventoried():
+            has = event.inventory
+            return f"node {event.node}: {has.cpus:g} cpus, {size(has.memory)}, {len(has.gpus)} GPUs"
+        case nodes.WorkerJoined():
+            return f"node {event.node}: {event.service} joined"
+        case nodes.WorkerLost():
+            return f"node {event.node}: {event.service} is lost"
+        case nodes.NodeLost():
+            return f"node {event.node}: lost"
+        case nodes.NodeCordoned():
+            why = f": {event.reason}" if event.reason else ""
+            return f"node {event.node}: {'draining' if event.drain else 'cordoned'}{_by(event.by)}{why}"
+        case nodes.NodeUncordoned():
+            return f"node {event.node}: takes work again{_by(event.by)}"
+        case queues.QueuesChanged():
+            return f"queues set{_by(event.by)}: {', '.join(queue.name for queue in event.queues) or 'none'}"
+        case queues.ReservationMade():
+            return f"reservation {event.reservation}: {', '.join(event.nodes)}{_by(event.by)}"
+        case queues.ReservationEnded():
+            return f"reservation {event.reservation}: ended{_by(event.by)}"
+        case leader.LeaderElected():
+            return f"scheduler {event.instance} leads, term {event.term}"
+    return ""
+
+
+def _by(whom: str) -> str:
+    return f" by {whom}" if whom else ""
 
 
 def tell_progress(event: tasks.TaskProgressed) -> str:

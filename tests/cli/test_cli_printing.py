@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmos.contracts import deployments, jobs, models, subjects, tasks
+from llmos.contracts import deployments, jobs, leader, models, nodes, queues, subjects, tasks
 from llmos.errors import Problem
 from llmos.testing.commands import Commands
 from llmos.testing.scripted import NODE, ScriptedScheduler, deployed, refused, rejected, version_of
@@ -20,7 +20,7 @@ from llmos_cli.telling import tell
 from llmos_cli.watch import watch
 
 SPEC = jobs.JobSpec("intents", jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a"))
-TOLD_TO_NOBODY = {"node", "worker", "inference", "key", "manifest"}  # nouns that are not about one job
+TOLD_TO_NOBODY = {"inference", "key", "manifest"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_empty_fields_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "a:             1\ne:             no\n"
 
 
-def test_every_fact_of_a_job_is_told_in_one_line_but_checkpoints() -> None:
+def test_every_fact_of_a_job_or_the_cluster_is_told_in_one_line_but_checkpoints() -> None:
     where: dict[str, Any] = {
         "task": "j-train",
         "job": "j",
@@ -75,13 +75,17 @@ def test_every_fact_of_a_job_is_told_in_one_line_but_checkpoints() -> None:
         jobs.JobAdmitted("j", SPEC, 1.0), jobs.JobCancelling("j", "default", "ada"), jobs.JobCancelled("j", "default"),
         jobs.JobFailed("j", "default", Problem("error", "no\n memory")), jobs.JobSucceeded("j", "default", "m", 1),
         tasks.TaskFailed(**where, problem=Problem("error", "out of memory"), retryable=False),
-        tasks.TaskCancelled(**where),
+        tasks.TaskCancelled(**where), tasks.TaskPreempting(**where, by="job-9", reason="its quota"),
         tasks.TaskLost(**where, reason="no sign of life"), tasks.TaskRejected("t", "j", "default", 1, NODE),
         tasks.TaskRefused("t", "j", "default", 1, NODE, ["too bad"]),
         deployments.DeploymentChanged("d", "default", 1, "j", version_of("j", SPEC), [NODE]),
         models.ModelRefused("m", "j", "default", ["too bad"]),
         deployments.ReplicaReady("d", "default", NODE, 1, "m", 1),
         deployments.ReplicaFailed("d", "default", NODE, 1, Problem("error", "bad signature")),
+        nodes.NodeInventoried(NODE, 1, nodes.Inventory(2, 1 << 30)), nodes.WorkerJoined(NODE, "trainer"),
+        nodes.WorkerLost(NODE, "trainer"), nodes.NodeLost(NODE), nodes.NodeCordoned(NODE, True, "ada", "a fan"),
+        nodes.NodeUncordoned(NODE), queues.QueuesChanged([]), queues.ReservationMade("r", [NODE]),
+        queues.ReservationEnded("r"), leader.LeaderElected("i", 1),
     ]  # fmt: skip
     told = {type(event): tell(event) for event in events if isinstance(event, msgspec.Struct)}
     assert all(line and "\n" not in line for line in told.values())

@@ -45,7 +45,7 @@ async def test_models_nodes_and_deployments_are_listed(llmos: Commands, schedule
     await bus.bucket("models").put("intents", models.ModelRecord("intents", "default", [version_of("job-1", spec)]))
     await ScriptedInferencer(bus, "intents").deploy()
     assert (await llmos.run("get", "models")).out.splitlines()[1].split()[:3] == ["intents", "1", "fp32"]
-    assert (await llmos.run("get", "nodes")).out.splitlines()[1].split()[:3] == [NODE, "yes", "0/2"]
+    assert (await llmos.run("get", "nodes")).out.splitlines()[1].split()[:3] == [NODE, "ready", "0/2"]
     assert (await llmos.run("get", "deployments")).out.splitlines()[1].split()[:3] == ["intents", "intents@1", "1/1"]
     assert "  labels:      no, yes" in (await llmos.run("describe", "model", "intents")).out
     assert "memory:        8.0 GiB" in (await llmos.run("describe", "node", NODE)).out

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from llmos.bus import Bus
 from llmos.cancel import cancel
-from llmos.contracts import deployments, inference, jobs, models, nodes, subjects, tasks
+from llmos.contracts import deployments, inference, jobs, models, nodes, queues, subjects, tasks
 from llmos.contracts.envelope import Envelope
 from llmos.errors import NotFound, Problem
 
@@ -77,6 +77,11 @@ class ScriptedScheduler:
         self.jobs: dict[str, jobs.JobView] = {}
         self.heard: list[tuple[str, dict[str, str], Any]] = []
         self.cancelled: list[jobs.CancelRequested] = []
+        self.asked: list[Struct] = []  # what operators asked for
+        inventory = nodes.Inventory(cpus=2, memory=8 << 30, cpu_model="scripted")
+        self.node = nodes.NodeView(NODE, True, inventory, ["trainer"])
+        self.queues: list[queues.QueueView] = []
+        self.reservations: list[queues.ReservationView] = []
         self._stories: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -87,6 +92,14 @@ class ScriptedScheduler:
             "explain": self._explain,
             "cancel": self._cancel,
             "nodes": self._nodes,
+            "plan": self._plan,
+            "cordon": self._cordon,
+            "uncordon": self._uncordon,
+            "queues": self._queues,
+            "set_queues": self._set_queues,
+            "reserve": self._reserve,
+            "unreserve": self._unreserve,
+            "reservations": self._reservations,
         }
         parts = [asyncio.create_task(self.bus.serve("scheduler", calls)), asyncio.create_task(self._take())]
         try:
@@ -173,8 +186,51 @@ class ScriptedScheduler:
         return view
 
     async def _nodes(self, _: nodes.NodesRequested, __: Envelope) -> nodes.NodeList:
-        inventory = nodes.Inventory(cpus=2, memory=8 << 30, cpu_model="scripted")
-        return nodes.NodeList([nodes.NodeView(NODE, True, inventory, ["trainer"])])
+        return nodes.NodeList([self.node])
+
+    async def _plan(self, request: jobs.PlanRequested, _: Envelope) -> jobs.Explanation:
+        self.asked.append(request)
+        waits = [jobs.Obstacle("resources", "2 GPUs, 1 of 2 are free", "2 x H100", 1, ["job-7"])]
+        soon = time.time() + 60
+        return jobs.Explanation("", "queued", "It would wait.", waits_for=waits, held_by=["job-7"], earliest_start=soon)
+
+    async def _cordon(self, request: nodes.CordonRequested, _: Envelope) -> nodes.NodeView:
+        self.asked.append(request)
+        if request.node != NODE:
+            raise NotFound(f"there is no node {request.node!r}", remedy="See `llmos get nodes`.", param="node")
+        change = {"cordoned": True, "draining": request.drain, "reason": request.reason}
+        self.node = msgspec.structs.replace(self.node, **change)
+        return self.node
+
+    async def _uncordon(self, request: nodes.UncordonRequested, _: Envelope) -> nodes.NodeView:
+        self.asked.append(request)
+        self.node = msgspec.structs.replace(self.node, cordoned=False, draining=False, reason="")
+        return self.node
+
+    async def _queues(self, _: queues.QueuesRequested, __: Envelope) -> queues.QueueList:
+        return queues.QueueList(self.queues)
+
+    async def _set_queues(self, request: queues.SetQueuesRequested, _: Envelope) -> queues.QueueList:
+        self.asked.append(request)
+        self.queues = [msgspec.convert(queue, queues.QueueView, from_attributes=True) for queue in request.queues]
+        return queues.QueueList(self.queues)
+
+    async def _reserve(self, request: queues.ReserveRequested, _: Envelope) -> queues.ReservationView:
+        self.asked.append(request)
+        view = msgspec.convert(request, queues.ReservationView, from_attributes=True)
+        self.reservations.append(msgspec.structs.replace(view, active=request.start <= time.time()))
+        return self.reservations[-1]
+
+    async def _unreserve(self, request: queues.UnreserveRequested, _: Envelope) -> queues.ReservationView:
+        self.asked.append(request)
+        for view in self.reservations:
+            if view.reservation == request.reservation:
+                self.reservations.remove(view)
+                return view
+        raise NotFound(f"there is no reservation {request.reservation!r}", remedy="See `llmos get reservations`.")
+
+    async def _reservations(self, _: queues.ReservationsRequested, __: Envelope) -> queues.ReservationList:
+        return queues.ReservationList(self.reservations)
 
 
 class ScriptedInferencer:
