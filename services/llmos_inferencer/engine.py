@@ -57,6 +57,8 @@ class BatchEngine(Protocol):
 
     contract: ServingContract
     takes: Literal["text", "image", "audio"]
+    reserved: int
+    """Bytes by which it may still grow."""
 
     def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
         """Tokenise, or decode and resize. Raises `Rejected` whose `param` names the input at fault."""
@@ -121,6 +123,8 @@ class Generator(Protocol):
 
     contract: ServingContract
     takes: Literal["text", "image", "audio"]
+    reserved: int
+    """Bytes by which it may still grow: caches that fill while it serves."""
     capacity: int
     """How many requests it wants to hold, those that wait for a slot included: serving pulls no more."""
 
@@ -154,6 +158,12 @@ class Late(Rejected):
     code = "deadline"
 
 
+def at_fault(error: LlmosError, param: str) -> Rejected:
+    """The same error about one input."""
+    problem = error.problem
+    return Rejected(problem.message, remedy=problem.remedy, code=problem.code, param=param)
+
+
 # --- loading ---
 
 ENGINES: dict[str, str] = {
@@ -161,6 +171,9 @@ ENGINES: dict[str, str] = {
     "token-classification": "llmos_inferencer.encoding.entities:TokenClassifier",
     "question-answering": "llmos_inferencer.encoding.answers:QuestionAnswerer",
     "embeddings": "llmos_inferencer.encoding.vectors:Embedder",
+    "image-classification": "llmos_inferencer.encoding.pictures:PictureClassifier",
+    "audio-classification": "llmos_inferencer.encoding.sounds:SoundClassifier",
+    "speech-recognition": "llmos_inferencer.encoding.sounds:Transcriber",
 }
 
 

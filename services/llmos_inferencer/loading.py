@@ -70,7 +70,7 @@ class Loader:
                 await self._make_room(track, self._measured.get(version.artifact, PREPACKED * files))
                 before = memory.resident()
                 engine = await asyncio.to_thread(load, root, Means(self._threads, memory=self._left()))
-                cost = self._measured[version.artifact] = max(memory.resident() - before, files)
+                cost = self._measured[version.artifact] = max(memory.resident() - before, files) + engine.reserved
                 session = Session(engine, version, cost, new_meter(), self._clock.monotonic())
                 return track.switch(session)
 

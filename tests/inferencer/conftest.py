@@ -26,7 +26,7 @@ from llmos.bus import Bus
 from llmos.contracts import subjects
 from llmos.contracts.deployments import ReplicaAssigned, ReplicaFailed, ReplicaReady, ReplicaUnloaded
 from llmos.contracts.envelope import Envelope
-from llmos.contracts.inference import InferenceAnswered, InferenceRequested
+from llmos.contracts.inference import InferenceAnswered, InferenceRequested, Input
 from llmos.contracts.keys import KeyAnswered, KeyRequested, TrustAnswered, TrustRequested
 from llmos.contracts.models import ModelVersion, ServingContract, Statement
 from llmos.ids import new_id
@@ -195,7 +195,7 @@ class Stand:
 
     async def ask(
         self,
-        *texts: str,
+        *texts: str | Input,
         name: str = "mood",
         klass: str = "interactive",
         within: float = 20.0,

@@ -30,6 +30,7 @@ class TextEngine:
     """An encoder of texts. `shape` of the output behind `[batch, length]` is for the task to check."""
 
     takes: Literal["text"] = "text"
+    reserved = 0
     pairs: ClassVar[bool] = False  # whether an input needs a `pair`
 
     def __init__(self, session: Any, tokenizer: Tokenizer, contract: ServingContract) -> None:
@@ -47,7 +48,7 @@ class TextEngine:
         session = open_session(root / contract.files["model"], means)
         engine = cls(session, Tokenizer.from_file(str(root / "tokenizer.json")), contract)
         engine._check_graph()
-        inputs = [Input(text=text, pair="context" if cls.pairs else "") for text in WARM_UP]
+        inputs = [Input(text="a", pair=text) if cls.pairs else Input(text=text) for text in WARM_UP]
         engine.answer(inputs)
         return engine
 
