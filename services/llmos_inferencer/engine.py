@@ -174,6 +174,7 @@ ENGINES: dict[str, str] = {
     "image-classification": "llmos_inferencer.encoding.pictures:PictureClassifier",
     "audio-classification": "llmos_inferencer.encoding.sounds:SoundClassifier",
     "speech-recognition": "llmos_inferencer.encoding.sounds:Transcriber",
+    "text-generation": "llmos_inferencer.decoding.generator:TextGenerator",
 }
 
 

@@ -28,8 +28,6 @@ MESSAGES = every_message()
 ELSEWHERE = {
     "Heartbeat": "KV nodes",
     "CheckpointPointer": "KV state",
-    "SnapshotPointer": "KV state",
-    "LeaderLease": "KV lease",
     "ModelRecord": "KV models",
     "SequenceGap": "text of an audit entry",
     "StreamRemade": "text of an audit entry",

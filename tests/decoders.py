@@ -1,0 +1,120 @@
+"""Tiny decoders with random weights and a byte-level tokenizer, made on the spot as the exporter makes real ones."""
+
+import contextlib
+import io
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+WORDS = ["the", " the", " is", " and", " good", " bad", " camera", " screen", "ing", "er", " a", "system", "user"]
+SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
+PAD, BOS, EOS = 0, 1, 2
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_tokenizer(path: Path) -> Any:
+    """A byte-level BPE whose merges are written out (the trainer breaks ties differently in every process)."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        parts = list(word.replace(" ", "Ġ"))
+        while len(parts) > 1:
+            pair = (parts[0], parts[1])
+            if "".join(pair) not in vocab:
+                vocab["".join(pair)] = len(vocab)
+                merges.append(pair)
+            parts = ["".join(pair), *parts[2:]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+    fast.save_pretrained(path)
+    return fast
+
+
+def write_llama(
+    path: Path, *, vocab: int = 0, layers: int = 2, hidden: int = 64, context: int = 512, **more: Any
+) -> Path:
+    """A Llama with random weights, its tokenizer beside it, as transformers saves it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path.mkdir(parents=True, exist_ok=True)
+    fast = write_tokenizer(path)
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": vocab or len(fast),
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": context,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "initializer_range": 0.2,  # small weights give every token the same logit
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(settings | more)))
+    model.save_pretrained(path)
+    return path
+
+
+def build_graph(source: Path, target: Path, precision: str = "fp32") -> Path:
+    """ONNX Runtime GenAI's model builder: `model.onnx`, `model.onnx.data`, `tokenizer.json`, `genai_config.json`."""
+    from onnxruntime_genai.models import builder
+
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        cache = str(target / "cache")
+        extra = builder.parse_extra_options(
+            "", str(source), str(target), precision, "cpu", cache, ["prune_lm_head=true"]
+        )
+        builder.create_model("", str(source), str(target), precision, "cpu", cache, **extra)
+    return target
+
+
+def write_contract(folder: Path, *, precision: str = "fp32", **more: Any) -> Path:
+    """`llmos.json` beside a graph of `build_graph`, as the exporter writes it."""
+    import msgspec
+
+    from llmos.contracts.models import Cache, Generation, ServingContract
+
+    config = msgspec.json.decode((folder / "genai_config.json").read_bytes())["model"]
+    decoder = config["decoder"]
+    contract = ServingContract(
+        task="text-generation",
+        labels=[],
+        max_length=config["context_length"],
+        pad_token_id=PAD,
+        pad_token="<pad>",
+        input_names=["input_ids", "attention_mask"],
+        precision=precision,
+        vocab_size=config["vocab_size"],
+        chat_template=TEMPLATE,
+        special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
+        generation=Generation(eos_token_ids=[EOS], bos_token_id=BOS, max_tokens=32),
+        cache=Cache(decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]),
+    )
+    for name, value in more.items():
+        contract = msgspec.structs.replace(contract, **{name: value})
+    (folder / "llmos.json").write_bytes(msgspec.json.encode(contract))
+    return folder
+
+
+def write_artifact(folder: Path, precision: str = "fp32", **more: Any) -> Path:
+    """A whole artifact of a tiny Llama; `more` goes to its config."""
+    build_graph(write_llama(folder / "source", **more), folder / "artifact", precision)
+    shutil.rmtree(folder / "artifact" / "cache", ignore_errors=True)
+    return write_contract(folder / "artifact", precision=precision)
