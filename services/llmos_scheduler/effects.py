@@ -33,7 +33,8 @@ class DispatchWork:
 
     @property
     def key(self) -> str:
-        return f"{self.assignment.task}.{self.assignment.lease}"
+        rank = f".{self.assignment.rank}" if self.assignment.rank else ""
+        return f"{self.assignment.task}.{self.assignment.lease}{rank}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,23 @@ class WithdrawWork:
 
     @property
     def key(self) -> str:
-        return f"{self.task}.{self.lease}.withdrawn"
+        return f"{self.task}.{self.lease}.{self.node}.withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
 class StopTask:
-    """Tell whoever works on the task under this lease to stop at the next step."""
+    """Tell whoever works on the task under this lease to stop at the next step; `checkpoint`: it goes on elsewhere."""
 
     task: str
     lease: int
     reason: str
     traceparent: str = ""
+    checkpoint: bool = False
     again: float = 2.0
 
     @property
     def key(self) -> str:
-        return f"{self.task}.{self.lease}.stop"
+        return f"{self.task}.{self.lease}.{'preempt' if self.checkpoint else 'stop'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from llmos.contracts.jobs import Explanation
 from llmos.sizes import format_bytes
 from llmos_scheduler import rollout
-from llmos_scheduler.core import DEFAULT_POLICY, stopping, waiting_tasks
-from llmos_scheduler.placement import Policy, Room, capacity, rooms
+from llmos_scheduler.lifecycle import stopping
+from llmos_scheduler.placement import Room, capacity, rooms, waiting_tasks
 from llmos_scheduler.records import Job, Node, State, Task, TurnedAway
 
 
-def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy = DEFAULT_POLICY) -> Explanation:
+def explain(state: State, job: Job | TurnedAway, now: float) -> Explanation:
     """What the job does or waits for at `now`, judged by the same rules as `decide`."""
     if isinstance(job, TurnedAway):
         return Explanation(job.job, "rejected", "The job was not admitted.", [str(fault) for fault in job.faults])
@@ -19,7 +19,7 @@ def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy =
     stop = stopping(job, now)
     if stop is not None:
         what = f"{task.kind} on {task.node} has been told to stop" if task and task.live else "it ends now"
-        return Explanation(job.id, job.state, f"{_sentence(stop[1])}: {what}.")
+        return Explanation(job.id, job.state, f"{_sentence(stop.why)}: {what}.")
     if task is None:
         waits = rollout.obstacle(state, job)
         remedies = ["Start an inferencer on another node."] if "can serve" in waits else []
@@ -33,11 +33,11 @@ def explain(state: State, job: Job | TurnedAway, now: float, *, policy: Policy =
         summary = f"{_sentence(task.kind)} failed on {task.node} and is tried again in {task.not_before - now:.0f} s."
         again = f"attempt {task.failures + 1} of {job.spec.retry.max_attempts}"
         return Explanation(job.id, job.state, summary, [f"{again}; the last one ended because: {why}"])
-    return _waiting(state, job, task, now, policy)
+    return _waiting(state, job, task, now)
 
 
-def _waiting(state: State, job: Job, task: Task, now: float, policy: Policy) -> Explanation:
-    queue = [other.id for other, _ in policy.order(state, waiting_tasks(state, now), now)]
+def _waiting(state: State, job: Job, task: Task, now: float) -> Explanation:
+    queue = [other.id for other, _ in waiting_tasks(state, now)]
     ahead = queue[: queue.index(job.id)] if job.id in queue else []
     free = rooms(state)
     obstacles = {name: _obstacle(state, node, free.get(name), task) for name, node in sorted(state.nodes.items())}

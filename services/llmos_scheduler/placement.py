@@ -1,18 +1,16 @@
-"""Where a task may run: what every node has free, in which order tasks are placed, and on which node.
+"""What is free on each node, for `explain`: the planner decides, this says what a node lacks. Pure."""
 
-`Policy` is the part that another brain can replace; `gpu_nodes.LeastLoss` is the default, on top of `ByPriority`.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from llmos.contracts.nodes import Gpu
 from llmos.contracts.tasks import Kind
+from llmos_scheduler.checks import check_places
+from llmos_scheduler.lifecycle import stopping
 from llmos_scheduler.records import Job, Node, State, Task
 from llmos_scheduler.resources import Request
+from llmos_scheduler.tenancy import devices_of
 
-CHECKS_A_NODE = 2
 _ROUNDING = 1e-9  # cpus are fractions
 
 
@@ -58,55 +56,27 @@ def capacity(node: Node) -> Room:
     has = node.inventory
     if has is None:
         return Room(node)
-    return Room(node, has.cpus, has.memory, list(has.gpus), max(CHECKS_A_NODE, int(has.cpus) // 4))
+    return Room(node, has.cpus, has.memory, devices_of(has.gpus), check_places(node))
 
 
 def rooms(state: State) -> dict[str, Room]:
     """What is free on every living node, by name."""
     free = {name: capacity(node) for name, node in state.nodes.items() if node.alive}
     for task in state.live_tasks():
-        if task.node in free:
-            free[task.node].take(task.kind, task.request, task.devices)
+        for member in task.members:
+            if member.node in free:
+                free[member.node].take(task.kind, task.request, member.devices)
     return free
 
 
-class Policy(Protocol):
-    """The brain: the order in which waiting tasks get their chance, and the node that one gets."""
-
-    def order(self, state: State, waiting: Sequence[tuple[Job, Task]], now: float) -> Iterable[tuple[Job, Task]]:
-        """Every waiting task, the most urgent first."""
-
-    def choose(self, state: State, job: Job, task: Task, free: Iterable[Room]) -> Room | None:
-        """One of the rooms into which the task fits, or `None` to let it wait."""
-
-
-class ByPriority:
-    """Priority, then age; a task that fits nowhere lets the next one try.
-
-    Among nodes: not where the last attempt failed; GPU nodes last for work without GPUs; where the job's artifacts
-    already are; then where the least is left over.
-    """
-
-    def order(self, state: State, waiting: Sequence[tuple[Job, Task]], now: float) -> list[tuple[Job, Task]]:
-        return sorted(waiting, key=lambda pair: (-pair[0].spec.priority, pair[0].number))
-
-    def choose(self, state: State, job: Job, task: Task, free: Iterable[Room]) -> Room | None:
-        visited = self.visited(job)
-
-        def preference(room: Room) -> tuple[bool, int, bool, float, int, str]:
-            idle_gpus = len(room.gpus) - task.request.gpus
-            return (
-                room.node.name == task.avoid,
-                idle_gpus,
-                room.node.name not in visited,
-                room.cpus - task.request.cpus,
-                -room.checks,
-                room.node.name,
-            )
-
-        return min((room for room in free if room.fits(task.kind, task.request)), key=preference, default=None)
-
-    @staticmethod
-    def visited(job: Job) -> set[str]:
-        """The nodes that hold artifacts of the job."""
-        return {other.node for other in job.tasks.values() if other.state == "succeeded"}
+def waiting_tasks(state: State, now: float) -> list[tuple[Job, Task]]:
+    """Jobs whose next task may start now, with that task: priority, then age."""
+    waiting = [
+        (job, task)
+        for job in state.living_jobs()
+        if (task := job.current) is not None
+        and task.state == "waiting"
+        and task.not_before <= now
+        and stopping(job, now) is None
+    ]
+    return sorted(waiting, key=lambda pair: (-pair[0].spec.priority, pair[0].number))

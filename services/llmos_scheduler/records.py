@@ -11,9 +11,12 @@ from llmos.contracts.deployments import DeploymentChanged
 from llmos.contracts.jobs import Fault, JobSpec, JobState
 from llmos.contracts.models import ModelVersion
 from llmos.contracts.nodes import Inventory
-from llmos.contracts.tasks import KINDS, Kind
+from llmos.contracts.queues import QueueSettings, ReservationMade
+from llmos.contracts.tasks import Kind, Member
 from llmos.errors import Problem
+from llmos_scheduler.predict import Durations
 from llmos_scheduler.resources import Request
+from llmos_scheduler.usage import Usage
 
 TaskState = Literal[
     "pending",  # an earlier task has to succeed first
@@ -27,7 +30,12 @@ STAGES: dict[Kind, JobState] = {"check": "checking", "train": "training", "expor
 
 @dataclass(slots=True)
 class Task:
-    """One unit of work. `lease` is its newest; only while `live` does it hold `request` of `node`."""
+    """One unit of work. `lease` is its newest; only while `live` does it hold `request` of each of `members`, the first
+    of which is `node` with `devices`.
+
+    `saved_at` is when this lease's last checkpoint was stored; `done` are the seconds of work that earlier leases left
+    saved, `ran` those that they lasted, `waited` those of the last wait.
+    """
 
     id: str
     job: str
@@ -40,6 +48,16 @@ class Task:
     lease: int = 0
     node: str = ""
     devices: list[str] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    preempting_at: float | None = None  # its lease was asked back
+    gives_way: str = ""  # the work that it gives way to, as in `State.rooms`; its own id if to nobody
+    preempting_why: str = ""
+    preemptions: int = 0
+    saved_at: float | None = None
+    expected: float | None = None  # seconds of work in all, as the job says or as earlier runs of its like took
+    done: float = 0.0
+    ran: float = 0.0
+    waited: float = 0.0
     waiting_since: float = 0.0
     not_before: float = 0.0
     placed_at: float | None = None
@@ -85,7 +103,7 @@ class Job:
     @property
     def current(self) -> Task | None:
         """The task that the job is at; `None` when all have succeeded."""
-        return next((self.tasks[kind] for kind in KINDS if self.tasks[kind].state != "succeeded"), None)
+        return next((task for task in self.tasks.values() if task.state != "succeeded"), None)
 
     @property
     def deadline(self) -> float | None:
@@ -135,6 +153,9 @@ class Node:
     workers: dict[str, Worker] = field(default_factory=dict)
     losses: int = 0
     lost: bool = False
+    cordoned: bool = False
+    draining: bool = False
+    reason: str = ""  # why it was cordoned
 
     @property
     def alive(self) -> bool:
@@ -157,11 +178,21 @@ class Replica:
 
 
 @dataclass(slots=True)
+class Vacating:
+    """The lease of a replica that was told to go: held until it says that it went, or is late in saying so."""
+
+    request: Request
+    devices: list[str]
+    at: float
+
+
+@dataclass(slots=True)
 class Deployment:
     """What a deployment should be (`change`, the newest decision) and how far it is.
 
     `replicas` wanted; `settled` is the last change that came up completely; `leaving` are nodes that still have to take
-    their replica down, with the generation of the change that dropped them.
+    their replica down, with the generation of the change that dropped them. `request` is what each replica leases (of
+    the nodes in `change.leases`); `vacating` are leases of such replicas that still leave.
     """
 
     name: str
@@ -171,6 +202,9 @@ class Deployment:
     replicas: dict[str, Replica] = field(default_factory=dict)
     leaving: dict[str, int] = field(default_factory=dict)
     settled: DeploymentChanged | None = None
+    request: Request | None = None
+    number: int = 0  # of the job that changed it last
+    vacating: dict[str, Vacating] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -189,10 +223,24 @@ class Stray:
 
 
 @dataclass(slots=True)
-class State:
-    """Everything: the fold of the EVENTS stream. `alive` and `ended` are indexes (job ids).
+class Journal:
+    """What changed since somebody last looked and cleared it: names of jobs, nodes and deployments, in order."""
 
-    `asked` counts what training asked for, the newest jobs most: the demand to expect.
+    jobs: dict[str, None] = field(default_factory=dict)
+    nodes: dict[str, None] = field(default_factory=dict)
+    deployments: dict[str, None] = field(default_factory=dict)
+    settings: bool = False  # queues, reservations, the demand to expect
+
+
+@dataclass(slots=True)
+class State:
+    """Everything: the fold of the EVENTS stream. `alive` and `ended` are indexes (job ids), as are `leased` (jobs whose
+    task holds a lease) and `claims` (living jobs by the deployment that they are to make).
+
+    `asked` counts what training asked for, the newest jobs most; `expected` is what the planner has learnt of it.
+    `rooms` are the nodes on which others were asked to make room, by the work that it is for: a task, or
+    `deployment/<name>/<n>` (its n-th replica, the first being 0).
+    `journal` is there when somebody looks at what changes; it is no part of the state.
     """
 
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -202,23 +250,35 @@ class State:
     strays: dict[str, Stray] = field(default_factory=dict)
     alive: dict[str, None] = field(default_factory=dict)
     ended: dict[str, None] = field(default_factory=dict)
+    leased: dict[str, None] = field(default_factory=dict)
+    claims: dict[str, dict[str, None]] = field(default_factory=dict)
+    queues: list[QueueSettings] = field(default_factory=list)
+    reservations: dict[str, ReservationMade] = field(default_factory=dict)
+    rooms: dict[str, list[str]] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    durations: Durations = field(default_factory=Durations)
     asked: dict[Request, int] = field(default_factory=dict)
+    expected: dict[Request, int] = field(default_factory=dict)
+    next_lesson: int = 1
     admitted: int = 0
     leases: int = 0
+    journal: Journal | None = field(default=None, compare=False, repr=False)
 
     def living_jobs(self) -> list[Job]:
         return [self.jobs[id] for id in self.alive]
 
     def live_tasks(self) -> list[Task]:
         """Every task that holds a lease."""
-        return [task for job in self.living_jobs() if (task := job.current) is not None and task.live]
+        return [task for id in self.leased if (task := self.jobs[id].current) is not None]
+
+    def drains(self, node: str) -> bool:
+        """Whether the node is to be cleared."""
+        known = self.nodes.get(node)
+        return known is not None and known.draining
 
     def claimant(self, deployment: str) -> str:
         """The tenant that the deployment's name belongs to: whose it is, or whose living job will make it; or empty."""
         known = self.deployments.get(deployment)
-        if known is not None and known.change.nodes:
+        if known is not None and known.wanted:
             return known.change.tenant
-        for job in self.living_jobs():
-            if job.spec.deploy is not None and job.spec.deploy.name == deployment:
-                return job.tenant
-        return ""
+        return next((self.jobs[id].tenant for id in self.claims.get(deployment, ())), "")

@@ -30,12 +30,11 @@ from llmos.ids import is_token
 from llmos.service import Context
 from llmos.telemetry import traceparent
 from llmos_scheduler.admission import admit
+from llmos_scheduler.brain import Brain
 from llmos_scheduler.config import SchedulerConfig
-from llmos_scheduler.core import DEFAULT_POLICY, decide
+from llmos_scheduler.core import decide
 from llmos_scheduler.effects import AssignReplica, Command, DispatchWork, Effect, Emit, StopTask, WithdrawWork
 from llmos_scheduler.explain import explain
-from llmos_scheduler.pace import Pace
-from llmos_scheduler.placement import Policy
 from llmos_scheduler.presence import Beat, hear, notice
 from llmos_scheduler.records import Job, State, TurnedAway
 from llmos_scheduler.reporting import Reporting
@@ -59,9 +58,8 @@ class Scheduler:
     """One scheduler; a stack has one at a time. Ids that are functions of the facts keep an overlap of two from saying
     anything twice, but both could lease the same resources."""
 
-    def __init__(self, ctx: Context[SchedulerConfig], policy: Policy = DEFAULT_POLICY) -> None:
+    def __init__(self, ctx: Context[SchedulerConfig]) -> None:
         self._ctx = ctx
-        self._policy = policy
         self._state = State()
         self._applied = 0  # sequence of the newest event in the state
         self._said = 0  # sequence of the newest event that we emitted
@@ -71,7 +69,6 @@ class Scheduler:
         self._beats: dict[str, Beat] = {}
         self._self_heard = 0.0
         self._since = 0.0
-        self._pace = Pace()
         self._reporting = Reporting(ctx.telemetry, ctx.log)
 
     async def run(self) -> None:
@@ -197,6 +194,7 @@ class Scheduler:
     # --- deciding ---
 
     async def _decide(self) -> None:
+        brain = Brain(self._state)
         while True:
             try:
                 async with asyncio.timeout(TICK_S):
@@ -209,25 +207,26 @@ class Scheduler:
             since = self._heard_since(now)
             effects: Sequence[Effect] = list(notice(self._state, self._beats, now, since=since))
             if not effects:  # who is there counts before what to do with them
-                effects = decide(self._state, now, since=since, policy=self._policy)
-                self._pace.want(effect for effect in effects if not isinstance(effect, Emit))
-            await self._perform(effects, now)
+                effects = decide(self._state, brain, now, since=since)
+            if not await self._perform(effects):
+                brain.ask_again()
 
-    async def _perform(self, effects: Sequence[Effect], now: float) -> None:
+    async def _perform(self, effects: Sequence[Effect]) -> bool:
+        """Whether all of it was done."""
         for effect in effects:
             try:
                 if isinstance(effect, Emit):
                     self._said = max(self._said, await self._emit(effect))
-                elif self._pace.due(effect, now):
+                else:
                     await self._command(effect)
-                    self._pace.done(effect, now)
             except Rejected as error:  # it never will be: the others must not wait for it
                 self._ctx.log.error("the bus refuses", effect=type(effect).__name__, error=str(error))
             except LlmosError as error:
                 # What follows may rest on it: the next decision asks for all of it again.
                 self._ctx.log.error("not done", effect=type(effect).__name__, error=str(error))
                 await asyncio.sleep(RETRY_S)
-                return
+                return False
+        return True
 
     async def _emit(self, fact: Emit) -> int:
         """Say a fact until the bus confirms it: an unconfirmed one may be stored, and the state has to know."""
@@ -249,7 +248,7 @@ class Scheduler:
                 ):
                     await self._publish(subjects.work(task.kind, command.node, task.task), task, command.key)
             case StopTask():
-                stop = TaskStopRequested(command.task, command.lease, command.reason)
+                stop = TaskStopRequested(command.task, command.lease, command.reason, command.checkpoint)
                 await self._publish(subjects.control_stop(command.task), stop, "", command.traceparent)
             case AssignReplica():
                 replica = command.assignment
@@ -286,7 +285,7 @@ class Scheduler:
         return view_job(self._find(request.job))
 
     async def on_explain_requested(self, request: ExplainRequested, _envelope: Envelope) -> Explanation:
-        return explain(self._state, self._find(request.job), self._ctx.clock.now(), policy=self._policy)
+        return explain(self._state, self._find(request.job), self._ctx.clock.now())
 
     async def on_cancel_requested(self, request: CancelRequested, envelope: Envelope) -> JobView:
         """The job is cancelled as soon as what runs has stopped; one that has ended stays as it ended."""

@@ -2,7 +2,8 @@
 
 from llmos.contracts.deployments import DeploymentChanged, ReplicaFailed, ReplicaReady, ReplicaUnloaded
 from llmos.contracts.models import ModelExported
-from llmos_scheduler.records import Deployment, Replica, State
+from llmos_scheduler.records import Deployment, Replica, State, Vacating
+from llmos_scheduler.resources import request_of
 
 
 def on_exported(state: State, event: ModelExported, at: float, id: str) -> None:
@@ -16,7 +17,9 @@ def on_changed(state: State, event: DeploymentChanged, at: float, id: str) -> No
     known = state.deployments.get(event.deployment)
     if known is not None and event.generation <= known.change.generation:
         return
-    if not event.nodes:
+    if event.replicas:
+        wanted = event.replicas
+    elif not event.nodes:
         wanted = 0
     elif job is not None and job.spec.deploy is not None:
         wanted = job.spec.deploy.replicas
@@ -25,6 +28,7 @@ def on_changed(state: State, event: DeploymentChanged, at: float, id: str) -> No
     if known is None:
         known = state.deployments[event.deployment] = Deployment(event.deployment, event, wanted, at)
     before = known.replicas if known.change.version == event.version else {}
+    _lease(state, known, event, at)
     for node in known.change.nodes:
         if node not in event.nodes:
             known.leaving[node] = event.generation
@@ -35,7 +39,27 @@ def on_changed(state: State, event: DeploymentChanged, at: float, id: str) -> No
     }
     known.change, known.wanted, known.progress_at = event, wanted, at
     if job is not None:
-        job.moved_by = id or job.moved_by
+        known.number, job.moved_by = job.number, id or job.moved_by
+
+
+def _lease(state: State, known: Deployment, event: DeploymentChanged, at: float) -> None:
+    """Follow what the replicas hold. A replica that goes holds its lease until it has gone."""
+    before, now, held = known.change, int(at * 1000), known.request
+    request = request_of(event.resources) if event.resources is not None else None
+    if held is not None:
+        for node, devices in before.leases.items():
+            state.usage.change(before.queue, held.amounts, now, -1)
+            if node not in event.leases:
+                known.vacating[node] = Vacating(held, list(devices), at)
+    if request is not None:
+        for node in event.leases:
+            known.vacating.pop(node, None)
+            state.usage.change(event.queue, request.amounts, now)
+    known.request = request
+    place = len(event.leases)  # replicas from this one on are still without a node
+    for key in [key for key in state.rooms if key.startswith(f"deployment/{known.name}/")]:
+        if int(key.rpartition("/")[2]) < place or not request:
+            del state.rooms[key]
 
 
 def _replica(state: State, event: ReplicaReady | ReplicaFailed) -> tuple[Deployment, Replica] | tuple[None, None]:
@@ -69,11 +93,13 @@ def on_unloaded(state: State, event: ReplicaUnloaded, at: float, id: str) -> Non
     deployment = state.deployments.get(event.deployment)
     if deployment is not None and event.generation >= deployment.leaving.get(event.node, event.generation + 1):
         del deployment.leaving[event.node]
+        deployment.vacating.pop(event.node, None)
 
 
 def node_stopped_serving(state: State, node: str) -> None:
     """Nothing serves on the node any more: its replicas have to come up again before they count."""
     for deployment in state.deployments.values():
+        deployment.vacating.pop(node, None)
         replica = deployment.replicas.get(node)
         if replica is not None and replica.state == "ready":
             replica.state = "assigned"

@@ -1,12 +1,13 @@
 """How the facts about tasks change the state. What a lease that is over still says changes nothing."""
 
 from llmos.contracts.tasks import (
-    KINDS,
+    Member,
     TaskCancelled,
     TaskCheckpointed,
     TaskFailed,
     TaskLost,
     TaskPlaced,
+    TaskPreempting,
     TaskProgressed,
     TaskRefused,
     TaskRejected,
@@ -14,15 +15,17 @@ from llmos.contracts.tasks import (
     TaskSucceeded,
 )
 from llmos.errors import Problem
-from llmos_scheduler.records import State, Stray, Task, TaskState
+from llmos_scheduler.records import Job, State, Stray, Task, TaskState
 
 FIRST_BACKOFF_S = 2.0
 LAST_BACKOFF_S = 60.0
 STRAY_KEPT_S = 60.0
+ROWS = "rows_train"  # the check's metric: rows of the training split
+BROKEN_GANG = "gang_broken"  # the problem's code when another member of a gang was lost
 
 TaskFact = (
     TaskPlaced | TaskStarted | TaskProgressed | TaskCheckpointed | TaskSucceeded | TaskFailed
-    | TaskRejected | TaskRefused | TaskCancelled | TaskLost
+    | TaskRejected | TaskRefused | TaskPreempting | TaskCancelled | TaskLost
 )  # fmt: skip
 
 
@@ -51,9 +54,50 @@ def on_placed(state: State, event: TaskPlaced, at: float, id: str) -> None:
         return
     task.state, task.attempt, task.lease, task.node = "placed", event.attempt, event.lease, event.node
     task.devices = list(event.devices)
+    task.members = list(event.members) or [Member(event.node, list(event.devices))]
     task.placed_at = task.seen_at = at
-    task.started_at, task.ended_at, task.progress, task.metrics = None, None, {}, {}
+    task.started_at, task.ended_at, task.saved_at, task.progress, task.metrics = None, None, None, {}, {}
+    task.waited = max(0.0, at - task.waiting_since)
     job.moved_by = id or job.moved_by
+    state.rooms.pop(task.id, None)
+    state.leased[job.id] = None
+    if task.kind != "check":
+        state.usage.change(job.spec.queue, task.request.amounts, int(at * 1000))
+
+
+def on_preempting(state: State, event: TaskPreempting, at: float, id: str) -> None:
+    task = _held(state, event)
+    if task is None or task.preempting_at is not None:
+        return
+    job, other = state.jobs[task.job], state.jobs.get(event.by)
+    job.moved_by = id or job.moved_by
+    beneficiary = event.by
+    if other is not None:
+        beneficiary = other.current.id if other.current is not None else ""
+    task.preempting_at, task.gives_way, task.preempting_why = at, beneficiary or task.id, event.reason
+    if beneficiary and (other is None or not other.ended):
+        room = state.rooms.setdefault(beneficiary, [])
+        room += [member.node for member in task.members if member.node not in room]
+
+
+def wait(state: State, job: Job, task: Task, at: float) -> None:
+    """The task waits for a node from now on."""
+    task.state, task.waiting_since, task.not_before = "waiting", at, at
+    given = job.spec.duration if task.kind == "train" else None
+    rows = job.tasks["check"].metrics.get(ROWS, 0.0)
+    task.expected = given if given is not None else state.durations.expect(job.spec, task.kind, rows)
+
+
+def end_lease(state: State, job: Job, task: Task, at: float) -> None:
+    """The lease of a live task is over: what it held is free, what it saved is kept."""
+    state.leased.pop(job.id, None)
+    task.ended_at = at
+    if task.kind != "check":
+        state.usage.change(job.spec.queue, task.request.amounts, int(at * 1000), -1)
+    task.ran += max(0.0, at - (task.placed_at if task.placed_at is not None else at))
+    if task.saved_at is not None and task.started_at is not None:
+        task.done += max(0.0, task.saved_at - task.started_at)
+    task.preempting_at, task.gives_way, task.preempting_why = None, "", ""
 
 
 def on_sign_of_life(state: State, event: TaskStarted | TaskProgressed | TaskCheckpointed, at: float, id: str) -> None:
@@ -68,11 +112,17 @@ def on_sign_of_life(state: State, event: TaskStarted | TaskProgressed | TaskChec
     task.seen_at = max(task.seen_at, at)
     if task.state == "placed":
         task.state, task.started_at, task.idle = "running", at, 0
+        if state.journal is not None:
+            state.journal.jobs[event.job] = None
     if isinstance(event, TaskProgressed):
         task.progress = {"step": event.step, "steps": event.steps, "epoch": event.epoch, "fraction": event.fraction}
         if event.eta is not None:
             task.progress["eta"] = event.eta
         task.metrics = dict(event.metrics)
+    elif isinstance(event, TaskCheckpointed):
+        task.saved_at = at
+        if state.journal is not None:
+            state.journal.jobs[event.job] = None
 
 
 def _finish(state: State, event: TaskFact, to: TaskState, at: float, id: str) -> Task | None:
@@ -81,9 +131,10 @@ def _finish(state: State, event: TaskFact, to: TaskState, at: float, id: str) ->
     if task is None:
         state.strays.pop(f"{event.task}.{event.lease}", None)
         return None
-    task.state, task.ended_at = to, at
-    task.started_at = task.started_at if task.started_at is not None else at
     job = state.jobs[task.job]
+    task.started_at = task.started_at if task.started_at is not None else at
+    end_lease(state, job, task, at)
+    task.state = to
     job.moved_by = id or job.moved_by
     return task
 
@@ -94,10 +145,10 @@ def on_succeeded(state: State, event: TaskSucceeded, at: float, id: str) -> None
         return
     task.outputs, task.metrics, task.problem = dict(event.outputs), dict(event.metrics), None
     job = state.jobs[task.job]
-    place = KINDS.index(task.kind) + 1
-    if place < len(KINDS):
-        following = job.tasks[KINDS[place]]
-        following.state, following.waiting_since = "waiting", at
+    state.durations.learn(job.spec, task.kind, task.ran, job.tasks["check"].metrics.get(ROWS, 0.0))
+    following = job.current
+    if following is not None:
+        wait(state, job, following, at)
     else:
         job.exported_at = at
 
@@ -118,24 +169,30 @@ def on_failed(state: State, event: TaskFailed, at: float, id: str) -> None:
     task = _finish(state, event, "failed", at, id)
     if task is not None:
         task.problem = event.problem
-        _set_back(state, task, at, counted=True, retryable=event.retryable)
+        _set_back(state, task, at, counted=event.problem.code != BROKEN_GANG, retryable=event.retryable)
 
 
 def on_lost(state: State, event: TaskLost, at: float, id: str) -> None:
     task = _held(state, event)
     if task is None:
         return
-    # A lease that no worker ever took up is no attempt: nothing of the job was tried.
-    counted = task.state == "running"
+    # A lease that no worker ever took up is no attempt: nothing of the job was tried. Nor is one that was asked back.
+    counted = task.state == "running" and task.preempting_at is None
     _finish(state, event, "failed", at, id)
     task.problem = Problem("lost", event.reason)
     _set_back(state, task, at, counted=counted, retryable=True)
 
 
 def on_cancelled(state: State, event: TaskCancelled, at: float, id: str) -> None:
-    # Of a job that is to end, `decide` ends it now; of any other, the worker gave the task back and it waits again.
+    # Of a job that is to end, `decide` ends it now; of any other, the worker gave the task back and it waits again:
+    # at once if it was asked to.
+    held = _held(state, event)
+    asked = held is not None and held.preempting_at is not None
     task = _finish(state, event, "cancelled", at, id)
-    if task is not None:
+    if task is not None and asked:
+        task.preemptions += 1
+        wait(state, state.jobs[task.job], task, at)
+    elif task is not None:
         _set_back(state, task, at, counted=False, retryable=True)
 
 
@@ -147,7 +204,7 @@ def _set_back(state: State, task: Task, at: float, *, counted: bool, retryable: 
     else:
         task.idle += 1
     if retryable and task.failures < state.jobs[task.job].spec.retry.max_attempts:
-        task.state, task.waiting_since = "waiting", at
+        wait(state, state.jobs[task.job], task, at)
         task.not_before = at + backoff(task.failures if counted else task.idle)
     else:
         task.state = "failed"

@@ -26,9 +26,9 @@ from llmos.contracts.models import ModelExported, ModelVersion
 from llmos.contracts.nodes import Gpu, Inventory, NodeInventoried, NodeLost, WorkerJoined, WorkerLost
 from llmos.contracts.tasks import TaskAssigned, TaskCancelled, TaskFailed, TaskProgressed, TaskStarted, TaskSucceeded
 from llmos.errors import Problem
+from llmos_scheduler.brain import Brain
 from llmos_scheduler.core import decide
 from llmos_scheduler.effects import AssignReplica, DispatchWork, Effect, Emit, StopTask, WithdrawWork
-from llmos_scheduler.pace import Pace
 from llmos_scheduler.records import Job, State, Task
 from llmos_scheduler.state import apply
 
@@ -67,8 +67,10 @@ class World:
     taken: dict[tuple[str, int], tuple[str, TaskAssigned]] = field(default_factory=dict)
     stops: set[tuple[str, int]] = field(default_factory=set)
     deployed: dict[tuple[str, str], ReplicaAssigned] = field(default_factory=dict)
-    pace: Pace = field(default_factory=Pace)
     ids: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.brain = Brain(self.state)
 
     # --- the bus ---
 
@@ -82,15 +84,13 @@ class World:
 
     def step(self) -> list[Effect]:
         """One decision, performed."""
-        effects = decide(self.state, self.now)
-        self.pace.want(effect for effect in effects if not isinstance(effect, Emit))
+        effects = decide(self.state, self.brain, self.now)
         for effect in effects:
             if isinstance(effect, Emit):
                 assert effect.id, effect
                 assert effect.id not in self.ids, f"said twice: {effect}"
                 self.say(effect.event, effect.id)
-            elif self.pace.due(effect, self.now):
-                self.pace.done(effect, self.now)
+            else:
                 self.perform(effect)
         return effects
 
@@ -129,15 +129,16 @@ class World:
         for event, at, id in self.log:
             rebuilt = apply(rebuilt, event, at, id)
         assert rebuilt == self.state
-        self.state, self.pace = rebuilt, Pace()
+        self.state, self.brain = rebuilt, Brain(rebuilt)
 
     def snapshot(self) -> bytes:
         """All that counts of the state: everything but the strays."""
-        strays, self.state.strays = self.state.strays, {}
+        strays, journal = self.state.strays, self.state.journal
+        self.state.strays, self.state.journal = {}, None
         try:
             return pickle.dumps(self.state)
         finally:
-            self.state.strays = strays
+            self.state.strays, self.state.journal = strays, journal
 
     # --- nodes ---
 

@@ -261,14 +261,21 @@ def test_a_lease_that_no_worker_took_up_costs_no_attempt(world: Any) -> None:
 
 
 def test_silence_before_the_scheduler_listened_does_not_count(world: Any) -> None:
+    from llmos_scheduler.brain import Brain
     from llmos_scheduler.core import decide
 
     world.node("a")
     world.submit("j")
     world.settle()
     world.now += 500
-    assert not [e for e in decide(world.state, world.now, since=world.now) if "lost" in getattr(e, "id", "")]
-    assert [e for e in decide(world.state, world.now, since=world.now - 60) if "lost" in getattr(e, "id", "")]
+
+    def lost(since: float) -> list[Any]:
+        return [
+            e for e in decide(world.state, Brain(world.state), world.now, since=since) if "lost" in getattr(e, "id", "")
+        ]
+
+    assert not lost(since=world.now)
+    assert lost(since=world.now - 60)
 
 
 def test_what_a_dead_lease_says_changes_nothing_and_it_is_told_to_stop(world: Any) -> None:
@@ -435,8 +442,10 @@ def test_a_task_is_dispatched_again_until_it_has_started(world: Any, kind: str) 
         world.succeed(key)
     world.settle()
     (key,) = world.queue
+    world.now += 15
     assert [effect.key for effect in world.step() if isinstance(effect, DispatchWork)] == [f"{key[0]}.{key[1]}"]
     world.start(key)
+    world.now += 15
     assert not [effect for effect in world.step() if isinstance(effect, DispatchWork | StopTask)]
 
 

@@ -23,9 +23,10 @@ from llmos.contracts.tasks import (
     TaskSucceeded,
 )
 from llmos.errors import Problem
-from llmos_scheduler.core import decide, waiting_tasks
+from llmos_scheduler.brain import Brain
+from llmos_scheduler.core import decide
 from llmos_scheduler.effects import Emit
-from llmos_scheduler.placement import ByPriority, capacity, rooms
+from llmos_scheduler.placement import rooms, waiting_tasks
 
 GIB = 1 << 30
 NODES = {"a": (2, 4, 0), "b": (4, 8, 2), "c": (16, 64, 1)}  # cpus, GiB of memory, GPUs
@@ -71,7 +72,7 @@ class History:
 
     def die_at_work(self) -> None:
         """The scheduler decides, performs a part of it, and is gone."""
-        effects = decide(self.world.state, self.world.now)
+        effects = decide(self.world.state, Brain(self.world.state), self.world.now)
         for effect in effects[: self.pick(len(effects) + 1)]:
             if isinstance(effect, Emit):
                 self.world.say(effect.event, effect.id)
@@ -298,27 +299,3 @@ def test_a_thousand_random_histories_keep_the_promises(make_world: Any) -> None:
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    wants=st.lists(
-        st.tuples(st.integers(0, 3), st.sampled_from([0.5, 1, 1.5, 2, 3, 4]), st.integers(1, 8), st.integers(0, 2)),
-        max_size=12,
-    )
-)
-def test_no_job_takes_the_place_of_a_more_urgent_one_that_could_start(make_world: Any, wants: Any) -> None:
-    world = make_world().node("a", 3, 8 * GIB).node("b", 4, 6 * GIB, gpus=2)
-    for number, (priority, cpus, memory, gpus) in enumerate(wants):
-        world.submit(f"j{number}", priority=priority, cpus=cpus, memory=memory * GIB, gpus=gpus)
-        check = world.state.jobs[f"j{number}"].tasks
-        check["check"].state, check["train"].state = "succeeded", "waiting"
-    order = ByPriority().order(world.state, waiting_tasks(world.state, world.now), world.now)
-    world.settle()
-    placed = {event.job: event for event in world.said(TaskPlaced)}
-    free = {name: capacity(node) for name, node in world.state.nodes.items()}
-    for job, task in order:  # what outranks a job is taken off before it is judged
-        if job.id in placed:
-            free[placed[job.id].node].take("train", task.request, placed[job.id].devices)
-        else:
-            assert not any(room.fits("train", task.request) for room in free.values())

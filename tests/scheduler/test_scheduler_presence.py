@@ -3,8 +3,6 @@
 from typing import Any
 
 from llmos.contracts.nodes import Heartbeat, NodeLost, WorkerJoined, WorkerLost
-from llmos_scheduler.effects import StopTask
-from llmos_scheduler.pace import Pace
 from llmos_scheduler.presence import Beat, hear, notice
 
 
@@ -105,16 +103,3 @@ def test_a_node_whose_loss_was_cut_short_by_a_crash_is_still_lost(world: Any) ->
     world.say(WorkerLost("a", "worker"))
     ears = Ears(world)
     assert ears.notice() == [NodeLost("a")]
-
-
-def test_a_command_is_repeated_at_its_own_pace_and_forgotten_when_nobody_asks_for_it() -> None:
-    pace = Pace()
-    stop = StopTask("t", 1, "")
-    assert pace.due(stop, 0.0)
-    pace.done(stop, 0.0)
-    assert not pace.due(stop, 1.9)
-    assert pace.due(stop, 2.0)
-    pace.want([stop])
-    assert not pace.due(stop, 1.0)
-    pace.want([])
-    assert pace.due(stop, 1.0)

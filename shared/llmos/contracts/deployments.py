@@ -33,7 +33,7 @@ class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
     """The scheduler decided what a deployment should be: this version, on these nodes.
 
     With `resources` each node's replica leases them: `leases` has the GPU ids by node. `spread` is the label over whose
-    values replicas are spread, `replicas` how many are wanted (0: as the job says).
+    values replicas are spread, `replicas` how many are wanted (0: as the job says), `queue` the one that pays for them.
     """
 
     deployment: str
@@ -46,6 +46,8 @@ class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
     leases: dict[str, list[str]] = {}
     spread: str = ""
     replicas: int = 0
+    queue: str = "default"
+    priority: int = 50
 
 
 class ReplicaReady(Struct, frozen=True, omit_defaults=True):

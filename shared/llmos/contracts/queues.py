@@ -31,8 +31,8 @@ class QueuesChanged(Struct, frozen=True, omit_defaults=True):
 
 
 class ReservationMade(Struct, frozen=True, omit_defaults=True):
-    """From `start` to `end` (Unix seconds; no end: until it is ended) only work of this queue (and those below it)
-    and of this tenant starts on these nodes. An empty queue or tenant is any."""
+    """From `start` to `end` (Unix seconds; no end: until it is ended) only work of this queue (and those below it), or
+    of this tenant, starts on these nodes; nothing at all if neither is named."""
 
     reservation: str
     nodes: list[str]
