@@ -118,3 +118,84 @@ def write_artifact(folder: Path, precision: str = "fp32", **more: Any) -> Path:
     build_graph(write_llama(folder / "source", **more), folder / "artifact", precision)
     shutil.rmtree(folder / "artifact" / "cache", ignore_errors=True)
     return write_contract(folder / "artifact", precision=precision)
+
+
+def write_translator(folder: Path, *, context: int = 96) -> Path:
+    """An encoder and a decoder with cross attention, one layer each and random weights, in the form of the exporter's
+    artifacts for translation.
+    """
+    import msgspec
+    import torch
+
+    from llmos.contracts.models import Cache, Generation, ServingContract
+
+    heads, size = 2, 8
+    width = heads * size
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = len(write_tokenizer(folder))
+    torch.manual_seed(0)
+
+    def split(tensor: Any) -> Any:
+        return tensor.unflatten(2, (heads, size)).transpose(1, 2)
+
+    def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
+        weights = (query @ key.transpose(2, 3) * size**-0.5 + mask).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(vocab, width)
+            self.key, self.value, self.query, self.ask = (torch.nn.Linear(width, width) for _ in range(4))
+            self.out = torch.nn.Linear(width, vocab)
+
+    class Encoder(Part):
+        def forward(self, ids: Any, mask: Any) -> Any:
+            hidden = self.words(ids) * mask.unsqueeze(2)
+            hidden = hidden + hidden.cumsum(1)
+            return split(self.key(hidden)), split(self.value(hidden))
+
+    class Decoder(Part):
+        def forward(self, ids: Any, mask: Any, key: Any, value: Any, cross_key: Any, cross_value: Any) -> Any:
+            hidden = self.words(ids)
+            key = torch.cat([key, split(self.key(hidden))], 2)
+            value = torch.cat([value, split(self.value(hidden))], 2)
+            near = torch.ones(ids.shape[1], key.shape[2]).tril(key.shape[2] - ids.shape[1])
+            hidden = hidden + attend(split(self.query(hidden)), key, value, (1 - near) * -1e9)
+            far = (1 - mask[:, None, None].float()) * -1e9
+            hidden = hidden + attend(split(self.ask(hidden)), cross_key, cross_value, far)
+            return self.out(hidden[:, -1:]) * 8, key, value
+
+    ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
+    past, cross = torch.zeros(2, heads, 4, size), torch.zeros(2, heads, 5, size)
+    source, behind, before = {0: "b", 1: "source"}, {0: "b", 2: "total"}, {0: "b", 2: "past"}
+    torch.onnx.export(
+        Encoder(), (mask, mask), str(folder / "encoder.onnx"), dynamo=False,
+        input_names=["input_ids", "attention_mask"], output_names=["cross.0.key", "cross.0.value"],
+        dynamic_axes={"input_ids": source, "attention_mask": source}
+        | {key: {0: "b", 2: "source"} for key in ("cross.0.key", "cross.0.value")},
+    )  # fmt: skip
+    caches = ["past_key_values.0.key", "past_key_values.0.value", "cross.0.key", "cross.0.value"]
+    torch.onnx.export(
+        Decoder(), (ids, mask, past, past, cross, cross), str(folder / "decoder.onnx"), dynamo=False,
+        input_names=["input_ids", "encoder_attention_mask", *caches],
+        output_names=["logits", "present.0.key", "present.0.value"],
+        dynamic_axes={"input_ids": {0: "b", 1: "length"}, "encoder_attention_mask": source, "logits": {0: "b"}}
+        | dict.fromkeys(caches[:2], before)
+        | {key: {0: "b", 2: "source"} for key in caches[2:]}
+        | dict.fromkeys(("present.0.key", "present.0.value"), behind),
+    )  # fmt: skip
+    contract = ServingContract(
+        task="translation",
+        labels=[],
+        max_length=context,
+        pad_token_id=PAD,
+        pad_token="<pad>",
+        input_names=["input_ids", "attention_mask"],
+        files={"encoder": "encoder.onnx", "decoder": "decoder.onnx"},
+        vocab_size=vocab,
+        generation=Generation(eos_token_ids=[EOS], start=[BOS, 7], max_tokens=12),
+        cache=Cache(1, heads, size, kind="grown", cross_key="cross.%d.key", cross_value="cross.%d.value"),
+    )
+    (folder / "llmos.json").write_bytes(msgspec.json.encode(contract))
+    return folder

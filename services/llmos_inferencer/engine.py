@@ -174,8 +174,8 @@ ENGINES: dict[str, str] = {
     "image-classification": "llmos_inferencer.encoding.pictures:PictureClassifier",
     "audio-classification": "llmos_inferencer.encoding.sounds:SoundClassifier",
     "speech-recognition": "llmos_inferencer.encoding.sounds:Transcriber",
-    "text-generation": "llmos_inferencer.decoding.generator:TextGenerator",
 }
+WRITES = "llmos_inferencer.decoding.generator:TextGenerator"  # whatever has a cache: it answers token by token
 
 
 def load(root: Path, means: Means) -> Engine:
@@ -184,7 +184,7 @@ def load(root: Path, means: Means) -> Engine:
     Raises `Rejected` when nobody here serves its task, or its files don't belong together or can't be run.
     """
     contract = read_contract(root / "llmos.json")
-    place = ENGINES.get(contract.task)
+    place = WRITES if contract.cache is not None else ENGINES.get(contract.task)
     if place is None:
         raise Rejected(
             f"nobody here serves the task {contract.task!r}",

@@ -1,4 +1,4 @@
-"""From a request as it came to what the decoder engine computes: prompt tokens, sampling, constraint, limits."""
+"""From a request as it came to what the decoder engine computes: tokens, sampling, constraint, limits."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from llmos.errors import Rejected
 from llmos_inferencer.decoding.chat import ChatTemplate
 from llmos_inferencer.decoding.plan import Limits, refuse_unless_fits
 from llmos_inferencer.decoding.request import Constraint, Request, Sampling
+from llmos_inferencer.engine import at_fault
 
 MOST_LOGPROBS = 20
 
@@ -52,7 +53,7 @@ class Asking:
     def requests(self, request: InferenceRequested, rank: int, key: str, seed: int) -> list[Request]:
         """One for each input, in order. Raises `Rejected`, with the numbers, for one that can't fit."""
         return [
-            self._request(self.prompt(given, at), None, request, rank, f"{key}/{at}", seed + at)
+            self._request(given, at, request, rank, f"{key}/{at}", seed + at)
             for at, given in enumerate(request.inputs)
             if isinstance(given, Input)
         ]
@@ -80,10 +81,37 @@ class Asking:
                 )
         return ids
 
-    def _request(
-        self, prompt: list[int], source: Any, request: InferenceRequested, rank: int, id: str, seed: int
-    ) -> Request:
+    def source(self, given: Input, at: int) -> tuple[Any, int]:
+        """What an encoder reads of an input, and its length in tokens."""
+        contract = self._contract
+        if contract.audio is not None:
+            if not given.audio:
+                raise Rejected(
+                    "this model takes recordings", remedy="Give `audio` or `artifact`.", param=f"inputs[{at}]"
+                )
+            from llmos.media import samples
+
+            try:
+                return samples(given.audio, contract.audio), 0
+            except Rejected as error:
+                raise at_fault(error, f"inputs[{at}].audio") from error
+        ids = self.prompt(given, at)
+        if not 1 <= len(ids) <= contract.max_length:
+            raise Rejected(
+                f"the text has {len(ids)} tokens, the model reads 1 to {contract.max_length}",
+                remedy="Split the text.",
+                code="too_long",
+                param=f"inputs[{at}]",
+            )
+        return ids, len(ids)
+
+    def _request(self, given: Input, at: int, request: InferenceRequested, rank: int, id: str, seed: int) -> Request:
         params, defaults, context = request.params, self._defaults, self._limits.context
+        if "encoder" in self._contract.files:
+            prompt, (source, read) = list(defaults.start), self.source(given, at)
+        else:
+            prompt, source = self.prompt(given, at), None
+            read = len(prompt)
         left = max(1, context - len(prompt))
         max_tokens = params.max_tokens or min(defaults.max_tokens, left)
         refuse_unless_fits(len(prompt), max_tokens, params.n, self._limits)
@@ -108,6 +136,7 @@ class Asking:
             priority=request.priority,
             deadline=request.deadline,
             source=source,
+            read=read,
         )
 
 

@@ -17,9 +17,10 @@ from llmos.contracts.models import ServingContract
 from llmos.errors import LlmosError, Rejected
 from llmos.ids import new_id
 from llmos_inferencer.decoding.asking import Asking
+from llmos_inferencer.decoding.crossed import CrossedGraph
 from llmos_inferencer.decoding.decoder import Decoder, Heard
 from llmos_inferencer.decoding.grammar import Grammars, Matcher
-from llmos_inferencer.decoding.graph import AttentionGraph
+from llmos_inferencer.decoding.graph import AttentionGraph, Graph
 from llmos_inferencer.decoding.plan import Limits
 from llmos_inferencer.decoding.request import Chosen, Delta, Request
 from llmos_inferencer.decoding.stepper import Say, Stepper, Vocabulary
@@ -35,36 +36,33 @@ Say_ = Callable[[Piece], None]
 
 
 class TextGenerator:
-    """A decoder with its tokenizer, chat template and grammars."""
-
-    takes: Literal["text", "image", "audio"] = "text"
+    """A decoder with its tokenizer, chat template and grammars, over whichever graph."""
 
     def __init__(
-        self, session: Any, contract: ServingContract, root: Path, *, memory: int, clock: Clock | None = None
+        self, graph: Graph, contract: ServingContract, root: Path, *, budget: int, clock: Clock | None = None
     ) -> None:
+        """`budget` bounds the bytes of slots and of prompts that are kept."""
         self.contract = contract
+        self.takes: Literal["text", "image", "audio"] = "audio" if contract.audio is not None else "text"
         self._clock = clock or SystemClock()
         defaults = contract.generation or Defaults()
-        if contract.cache is None or contract.max_length < 2:
-            raise Rejected("llmos.json says nothing of the decoder's cache", remedy="Export the model again.")
-        budget = int(memory * SHARE) if memory else UNLIMITED
         slots, prefixes = int(budget * (1 - PREFIX_SHARE)), int(budget * PREFIX_SHARE)
-        graph = AttentionGraph(session, contract.cache, rows=ROWS, context=contract.max_length, budget=slots)
-        tokens = min(ROWS * contract.max_length, slots // graph.token_bytes)
+        tokens = min(graph.rows * graph.context, slots // graph.token_bytes)
         if tokens < 2:
             raise Rejected(
                 f"{slots} bytes are left for slots, and one token takes {graph.token_bytes}",
                 remedy="Set LLMOS_MEMORY to more.",
                 code="no_memory",
             )
-        self.limits = Limits(ROWS, contract.max_length, tokens)
-        self.capacity = 2 * ROWS
+        self.limits = Limits(graph.rows, graph.context, tokens)
+        self.capacity = 2 * graph.rows
         self.reserved = tokens * graph.token_bytes + prefixes
-        self._tokenizer = Tokenizer.from_file(str(root / contract.files.get("tokenizer", "tokenizer.json")))
+        path = root / contract.files.get("tokenizer", "tokenizer.json")
+        self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._asking = Asking(contract, self._tokenizer, self.limits)
-        self._grammars = Grammars(root / "tokenizer.json", graph.vocabulary, defaults.eos_token_ids)
+        self._grammars = Grammars(path, graph.vocabulary, defaults.eos_token_ids)
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         vocabulary = Vocabulary(
             frozenset(defaults.eos_token_ids), tuple(defaults.suppress), tuple(defaults.suppress_first)
@@ -82,14 +80,24 @@ class TextGenerator:
                 monotonic=self._clock.monotonic,
             )
 
-        graph.prefill(0, [0, 0], 0)
-        graph.decode([0] * 2, [3, 1])
         self.decoder = Decoder(make, self._clock)
 
     @classmethod
     def load(cls, root: Path, contract: ServingContract, means: Means) -> "TextGenerator":
         """Open the artifact in `root` and run it. Raises what onnxruntime raises."""
-        return cls(open_decoder(root / contract.files["model"], means), contract, root, memory=means.memory)
+        layout, files = contract.cache, contract.files
+        if layout is None or contract.max_length < 2:
+            raise Rejected("llmos.json says nothing of the decoder's cache", remedy="Export the model again.")
+        budget = int(means.memory * SHARE) if means.memory else UNLIMITED
+        context = contract.max_length
+        if "encoder" not in files:
+            session = open_decoder(root / files["model"], means)
+            graph = AttentionGraph(session, layout, rows=ROWS, context=context, budget=budget)
+            graph.prefill(0, [0, 0], 0)
+            graph.decode([0] * 2, [3, 1])
+            return cls(graph, contract, root, budget=budget)
+        encoder, decoder = (open_decoder(root / files[name], means) for name in ("encoder", "decoder"))
+        return cls(CrossedGraph(encoder, decoder, layout, rows=ROWS, context=context), contract, root, budget=budget)
 
     def submit(self, request: InferenceRequested, rank: int, say: Say_) -> "TextGeneration":
         """Queue a request. Raises `Rejected` at once for bad parameters; what is found out later is set on `done`."""
@@ -163,7 +171,7 @@ class TextGeneration:
             return
         for at, (one, matcher) in enumerate(asked):
             self._ids.append(one.id)
-            self._prompt_tokens += len(one.prompt)
+            self._prompt_tokens += one.read
             self._generator.decoder.submit(one, matcher, partial(self._hear, at))
         if self._stopped:
             self.stop()

@@ -24,6 +24,8 @@ class Graph(Protocol):
     """What the stepper computes with. Rows are slots; lengths count the tokens whose keys and values a row holds."""
 
     vocabulary: int
+    together: bool
+    """Whether rows must begin in the same step to share runs."""
     rows: int
     context: int
     token_bytes: int
@@ -57,6 +59,8 @@ class Graph(Protocol):
 
 class AttentionGraph:
     """`Graph` over an onnxruntime session. `budget` bounds (softly) the bytes that slots keep when nobody uses them."""
+
+    together = False
 
     def __init__(self, session: Any, layout: contract.Cache, *, rows: int, context: int, budget: int) -> None:
         self._session = session

@@ -38,7 +38,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """One prompt, `n` outputs of at most `max_tokens` tokens each.
 
     `rank` 0 goes before 1, and within a rank a higher `priority` first. `deadline` is in Unix seconds. `source` holds
-    what a sequence-to-sequence graph encodes (token ids or samples); `prompt` is then how the decoder begins.
+    what an encoder reads (token ids or samples), `read` tokens long; `prompt` is then how the decoder begins.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Request(Struct, frozen=True, kw_only=True):
     priority: int = 0
     deadline: float | None = None
     source: Any = None
+    read: int = 0
 
     @property
     def tokens(self) -> int:

@@ -158,10 +158,12 @@ class Stepper:
         """Compute one chunk of a prompt, if one is due, and a token for every row that decodes."""
         self._step += 1
         self._admit()
-        chunk = plan.next_chunk(self._prompts(), plan.chunk_tokens(self.seconds_a_token, self._stall), self._step)
-        if chunk is not None:
+        size = plan.chunk_tokens(self.seconds_a_token, self._stall)
+        while (chunk := plan.next_chunk(self._prompts(), size, self._step)) is not None:
             prompt, end = chunk
             self._prefill(next(job for job in self._jobs.values() if job.prompt is prompt), end)
+            if not self.graph.together:
+                break
         for source, target in plan.moves(self._decoding, self._rows(), self._holes, self._step):
             self._move(source, target)
         if self._decoding:
