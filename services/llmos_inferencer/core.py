@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -22,7 +23,7 @@ class Bring(Struct, frozen=True):
 
 
 class Confirm(Struct, frozen=True):
-    """What serves is what a newer generation asks for: say that it is ready."""
+    """What serves is what a newer generation asks for: take its other settings over and say that it is ready."""
 
     assigned: ReplicaAssigned
 
@@ -51,7 +52,8 @@ def converge(desired: Desired, actual: Actual, now: float) -> list[Effect]:
         elif have is None:
             effects.append(Bring(want))
         elif have.generation < want.generation:
-            effects.append(Confirm(want) if have.version == want.version else Bring(want))
+            same = (have.version, have.canary) == (want.version, want.canary)
+            effects.append(Confirm(want) if same else Bring(want))
         elif have.status == "failed" and have.retry_at is not None and have.retry_at <= now:
             effects.append(Bring(want))
     return effects
@@ -60,6 +62,14 @@ def converge(desired: Desired, actual: Actual, now: float) -> list[Effect]:
 def next_retry(actual: Actual) -> float | None:
     """When `converge` will have something to do although nothing is heard."""
     return min((replica.retry_at for replica in actual.values() if replica.retry_at is not None), default=None)
+
+
+# --- versions ---
+
+
+def chosen(request: str, weight: int) -> bool:
+    """Whether the canary answers a request: `weight` percent of all ids, the same ones each time they come."""
+    return crc32(request.encode()) % 100 < weight
 
 
 # --- batches ---
@@ -159,26 +169,29 @@ def _place(item: Waiting) -> tuple[int, int]:
 
 
 class Resident(Struct, frozen=True):
-    """A loaded session: its cost in bytes and when it was last asked for."""
+    """A loaded session: its cost in bytes, when it was last asked for, and whether it may go."""
 
-    deployment: str
+    track: str
     memory: int
     used_at: float
+    pinned: bool = False
 
 
 def make_room(resident: Iterable[Resident], need: int, budget: int) -> list[str] | None:
-    """The deployments to unload, least recently used first, so that `need` more bytes fit into `budget`.
+    """The tracks to unload, least recently used first, so that `need` more bytes fit into `budget`.
 
-    `None` when it would not fit into an empty process either.
+    `None` when it would not fit if everything went that is not pinned.
     """
-    if need > budget:
+    everything = list(resident)
+    if need + sum(session.memory for session in everything if session.pinned) > budget:
         return None
-    oldest_first = sorted(resident, key=lambda session: (session.used_at, session.deployment))
-    used = sum(session.memory for session in oldest_first)
+    loose = [session for session in everything if not session.pinned]
+    oldest_first = sorted(loose, key=lambda session: (session.used_at, session.track))
+    used = sum(session.memory for session in everything)
     unload = []
     for session in oldest_first:
         if used + need <= budget:
             break
         used -= session.memory
-        unload.append(session.deployment)
+        unload.append(session.track)
     return unload

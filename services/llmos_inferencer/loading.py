@@ -83,18 +83,20 @@ class Loader:
             return
         own = [track] if track.session else []
         others = [other for other in self._tracks() if other.session and other is not track]
-        # What serves under this name stays up while its successor loads, unless both don't fit.
-        unload = make_room(map(_resident, others), need, max(self.budget - sum(_cost(one) for one in own), 1))
+        # What serves on this track stays up while its successor loads, unless both don't fit.
+        unload = make_room(map(_resident, others), need, max(self.budget - sum(map(_cost, own)), 1))
         if unload is None:
             unload = make_room(map(_resident, [*own, *others]), need, self.budget)
         if unload is None:
+            pinned = sum(_cost(other) for other in others if other.pinned)
             raise Rejected(
-                f"the model needs {need} bytes and the budget of all models is {self.budget}",
+                f"the model needs {need} bytes and the budget of all models is {self.budget}"
+                + (f", of which pinned ones take {pinned}" if pinned else ""),
                 remedy="Set LLMOS_MEMORY to more, or deploy it on another node.",
                 code="no_memory",
             )
         for other in [*own, *others]:
-            if other.deployment in unload:
+            if other.name in unload:
                 await self._unload(other, "memory: another model needs the room")
 
 
@@ -104,4 +106,4 @@ def _cost(track: Track) -> int:
 
 def _resident(track: Track) -> Resident:
     assert track.session is not None
-    return Resident(track.deployment, track.session.memory, track.session.used_at)
+    return Resident(track.name, track.session.memory, track.session.used_at, track.pinned)

@@ -20,6 +20,7 @@ from llmos.errors import Rejected
 from llmos.service import Context
 from llmos_inferencer.answering import Answerer, Request
 from llmos_inferencer.config import InferencerConfig
+from llmos_inferencer.core import chosen
 from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.recall import Recalled
 from llmos_inferencer.sessions import Track
@@ -41,12 +42,14 @@ class Serving:
         lanes: Lanes,
         recalled: Recalled,
         *,
-        demand: Callable[[], None],
+        demand: Callable[[Track], None],
         spawn: Spawn,
     ) -> None:
         self.deployment = deployment
         self.tenant = tenant
-        self.main = Track(deployment, ctx.clock, demand=demand)
+        self.main = Track(deployment, deployment, ctx.clock, demand=demand)
+        self.canary = Track(f"{deployment}@canary", deployment, ctx.clock, demand=demand)
+        self.weight = 0
         self._ctx = ctx
         self._recalled = recalled
         self._spawn = spawn
@@ -55,6 +58,10 @@ class Serving:
         self._open: dict[str, Request] = {}
         self._last: dict[tuple[str, int], Request] = {}  # the newest request of each client and class
         self._tasks: list[asyncio.Task[None]] = []
+
+    def route(self, id: str) -> Track:
+        """The track that answers a request."""
+        return self.canary if self.weight and chosen(id, self.weight) else self.main
 
     # --- pulling ---
 
@@ -134,7 +141,7 @@ class Serving:
             with self._ctx.telemetry.span(
                 "infer", parent=delivery.envelope.traceparent, kind="consumer", deployment=self.deployment
             ):
-                answer = await self._answerer.answer(request, self.main)
+                answer = await self._answerer.answer(request, self.route(request.id))
                 if request.after is not None and not delivery.body.params.stream:
                     await asyncio.shield(request.after.ended)
                 await self._streams.flush(request)

@@ -51,11 +51,17 @@ class Session:
 class Track:
     """One way through a deployment: the session of the moment, or none. `demand` is called when a request finds none:
     requests are held until `switch`.
+
+    `version` is what is, or is to be, loaded here; `pinned` and `idle` are as `ReplicaAssigned` says.
     """
 
-    def __init__(self, deployment: str, clock: Clock, *, demand: Callable[[], None]) -> None:
+    def __init__(self, name: str, deployment: str, clock: Clock, *, demand: Callable[["Track"], None]) -> None:
+        self.name = name
         self.deployment = deployment
         self.session: Session | None = None
+        self.version: ModelVersion | None = None
+        self.pinned = False
+        self.idle = 0.0
         self._clock = clock
         self._demand = demand
         self._held: list[asyncio.Future[Session]] = []
@@ -64,7 +70,7 @@ class Track:
         """From now on `session` takes every request, those that were held first. The one before, still in use
         perhaps.
         """
-        old, self.session = self.session, session
+        old, self.session, self.version = self.session, session, session.version
         held, self._held = self._held, []
         for future in held:
             if not future.done():
@@ -76,13 +82,33 @@ class Track:
         old, self.session = self.session, None
         return old
 
+    def hand_over(self, other: "Track") -> None:
+        """Let another track answer who waits here."""
+        held, self._held = self._held, []
+        other._held += held
+        if other.session is not None:
+            other.switch(other.session)
+        elif held:
+            other._demand(other)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nobody has wanted the session for as long as it may stay unused."""
+        session = self.session
+        return (
+            session is not None
+            and not self.pinned
+            and self.idle > 0
+            and not session.active
+            and now - session.used_at >= self.idle
+        )
+
     async def enter(self, deadline: float | None) -> Session:
         """The session, entered, as soon as there is one. Raises `Late` at `deadline` (Unix seconds)."""
         if self.session is not None:
             return self.session.enter()
         future: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._held.append(future)
-        self._demand()
+        self._demand(self)
         entered = False
         try:
             async with asyncio.timeout(deadline - self._clock.now() if deadline is not None else None):

@@ -22,14 +22,15 @@ class Replica(Struct, frozen=True):
     """A deployment as it stands in this process.
 
     `generation` is the newest one acted on; `version` is what answers requests (`None` before the first one is
-    up), also while a newer one is brought up beside it and after that failed. `failures` in a row; `retry_at` is
-    `None` when trying again can't help.
+    up), also while a newer one is brought up beside it and after that failed; `canary` is what answers some of them.
+    `failures` in a row; `retry_at` is `None` when trying again can't help.
     """
 
     deployment: str
     generation: int
     status: Literal["bringing", "ready", "failed", "absent"] = "bringing"
     version: ModelVersion | None = None
+    canary: ModelVersion | None = None
     failures: int = 0
     retry_at: float | None = None
 
@@ -51,7 +52,12 @@ def began(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     if old is not None and old.generation == assigned.generation:
         new = replace(old, status="bringing")
     else:
-        new = Replica(assigned.deployment, assigned.generation, version=old.version if old else None)
+        new = Replica(
+            assigned.deployment,
+            assigned.generation,
+            version=old.version if old else None,
+            canary=old.canary if old else None,
+        )
     return {**actual, assigned.deployment: new}
 
 
@@ -59,12 +65,22 @@ def came_up(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     """The assigned version answers requests."""
     return {
         **actual,
-        assigned.deployment: Replica(assigned.deployment, assigned.generation, "ready", assigned.version),
+        assigned.deployment: Replica(
+            assigned.deployment, assigned.generation, "ready", assigned.version, assigned.canary
+        ),
     }
 
 
-def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: float, lost: bool = False) -> Actual:
-    """A generation could not be brought up, or (`lost`) what served can't be loaded again.
+def failed(
+    actual: Actual,
+    assigned: ReplicaAssigned,
+    *,
+    retryable: bool,
+    now: float,
+    version: ModelVersion | None,
+    canary: ModelVersion | None = None,
+) -> Actual:
+    """A generation could not be brought up; `version` and `canary` are what serves all the same.
 
     The next try comes after 0.5 s, then twice as long each time, at most 30 s.
     """
@@ -75,7 +91,8 @@ def failed(actual: Actual, assigned: ReplicaAssigned, *, retryable: bool, now: f
         old,
         generation=assigned.generation,
         status="failed",
-        version=None if lost else old.version,
+        version=version,
+        canary=canary,
         failures=failures,
         retry_at=now + wait if retryable else None,
     )

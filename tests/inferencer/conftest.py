@@ -176,7 +176,7 @@ class Stand:
         )
 
     async def deploy(
-        self, version: ModelVersion | None, *, name: str = "mood", id: str = "", traceparent: str = ""
+        self, version: ModelVersion | None, *, name: str = "mood", id: str = "", traceparent: str = "", **options: Any
     ) -> ReplicaAssigned:
         """Assign a version to the node (`None`: take the deployment down)."""
         generation = self._generations[name] = self._generations.get(name, 0) + 1
@@ -187,6 +187,7 @@ class Stand:
             desired="absent" if version is None else "present",
             version=version,
             job="job-1",
+            **options,
         )
         await self.bus.publish(
             subjects.deploy(NODE, name), assigned, type="llmos.replica.assigned.v1", id=id, traceparent=traceparent

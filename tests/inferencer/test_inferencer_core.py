@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmos.contracts.deployments import ReplicaAssigned
 from llmos.contracts.models import ModelVersion
@@ -15,6 +16,7 @@ from llmos_inferencer.core import (
     Resident,
     TakeDown,
     Waiting,
+    chosen,
     converge,
     make_room,
     next_retry,
@@ -59,9 +61,26 @@ def test_a_newer_generation_of_what_serves_is_confirmed_and_not_loaded_again() -
 
 
 def test_going_back_to_what_still_serves_after_a_failed_version_loads_nothing() -> None:
-    actual = state.came_up({}, assigned(1, 1))
-    actual = state.failed(state.began(actual, assigned(2, 2)), assigned(2, 2), retryable=False, now=0.0)
+    newer = assigned(2, 2)
+    actual = state.began(state.came_up({}, assigned(1, 1)), newer)
+    actual = state.failed(actual, newer, retryable=False, now=0.0, version=version(1))
     assert converge(desired(assigned(3, 1)), actual, now=0.0) == [Confirm(assigned(3, 1))]
+
+
+def test_a_canary_beside_what_serves_is_brought_up_and_another_weight_only_confirmed() -> None:
+    actual = state.came_up({}, assigned(1, 1))
+    beside = replace(assigned(2, 1), canary=version(2), weight=10)
+    assert converge(desired(beside), actual, now=0.0) == [Bring(beside)]
+    heavier = replace(beside, generation=3, weight=50)
+    assert converge(desired(heavier), state.came_up(actual, beside), now=0.0) == [Confirm(heavier)]
+
+
+def test_the_canary_answers_its_share_of_the_requests_and_always_the_same_ones() -> None:
+    ids = [f"r-{number}" for number in range(4000)]
+    for weight in (0, 1, 10, 50, 99, 100):
+        by_canary = {id for id in ids if chosen(id, weight)}
+        assert abs(len(by_canary) / len(ids) - weight / 100) < 0.03
+        assert by_canary <= {id for id in ids if chosen(id, min(weight + 1, 100))}
 
 
 def test_an_absent_deployment_is_taken_down_once_even_if_it_never_was_here() -> None:
@@ -95,7 +114,7 @@ def test_what_failed_is_tried_again_with_growing_waits_and_what_cannot_be_helped
     want = assigned(1)
     actual, now, waits = state.began({}, want), 0.0, []
     for _ in range(9):
-        actual = state.failed(actual, want, retryable=True, now=now)
+        actual = state.failed(actual, want, retryable=True, now=now, version=None)
         retry = next_retry(actual)
         assert retry is not None
         assert converge(desired(want), actual, now=retry - 0.01) == []
@@ -103,13 +122,13 @@ def test_what_failed_is_tried_again_with_growing_waits_and_what_cannot_be_helped
         waits.append(retry - now)
         actual, now = state.began(actual, want), retry
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
-    actual = state.failed(actual, want, retryable=False, now=now)
+    actual = state.failed(actual, want, retryable=False, now=now, version=None)
     assert next_retry(actual) is None
     assert converge(desired(want), actual, now=1e9) == []
 
 
 def test_a_new_generation_forgets_the_failures_of_the_one_before() -> None:
-    actual = state.failed(state.began({}, assigned(1)), assigned(1), retryable=False, now=0.0)
+    actual = state.failed(state.began({}, assigned(1)), assigned(1), retryable=False, now=0.0, version=None)
     assert converge(desired(assigned(2)), actual, now=0.0) == [Bring(assigned(2))]
     assert state.began(actual, assigned(2))["mood"].failures == 0
 
@@ -210,11 +229,18 @@ def test_the_least_recently_used_sessions_make_room_and_no_more_of_them_than_nee
     assert make_room(RESIDENT, need, budget=100) == unload
 
 
+def test_a_pinned_model_never_makes_room() -> None:
+    pinned = [replace(each, pinned=each.track == "old") for each in RESIDENT]
+    assert make_room(pinned, 30, 100) == ["middle"]
+    assert make_room(pinned, 60, 100) == ["middle", "new"]
+    assert make_room(pinned, 61, 100) is None
+
+
 def test_what_would_not_fit_into_an_empty_process_unloads_nobody() -> None:
     assert make_room(RESIDENT, 101, budget=100) is None
 
 
 def test_a_replica_that_is_lost_serves_no_version() -> None:
-    actual = state.failed(state.came_up({}, assigned(1)), assigned(1), retryable=True, now=0.0, lost=True)
+    actual = state.failed(state.came_up({}, assigned(1)), assigned(1), retryable=True, now=0.0, version=None)
     assert actual["mood"].version is None
     assert converge(desired(assigned(1)), actual, now=1.0) == [Bring(assigned(1))]

@@ -15,6 +15,10 @@ class ReplicaAssigned(Struct, frozen=True, omit_defaults=True):
     `desired` `absent` takes it down. `generation` grows with every change of a deployment. `devices` are the GPU ids
     that the replica leases (none: it runs on cpus), `gpu_milli` and `gpu_memory` (bytes; 0: all of it) what it may use
     of each.
+
+    `canary` is a second version beside the first: it answers `weight` percent of the requests, always the same ones. A
+    `pinned` replica is never unloaded for room; one that had no request for `idle` seconds (0: never) is unloaded until
+    the next request comes.
     """
 
     deployment: str
@@ -27,6 +31,10 @@ class ReplicaAssigned(Struct, frozen=True, omit_defaults=True):
     devices: list[str] = []
     gpu_milli: int = 1000
     gpu_memory: int = 0
+    canary: ModelVersion | None = None
+    weight: int = 0
+    pinned: bool = False
+    idle: float = 0.0
 
 
 class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
