@@ -82,8 +82,8 @@ async def test_a_model_that_nobody_asks_is_unloaded_and_the_next_request_loads_i
 
 
 async def test_a_pinned_model_is_neither_idle_nor_makes_room(stand: Any) -> None:
-    versions = {name: await stand.register(model=name, megabytes=24) for name in "abc"}
-    async with stand.running(memory="64MiB"):
+    versions = {name: await stand.register(model=name, megabytes=64) for name in "abc"}
+    async with stand.running(memory="180MiB"):
         await stand.ready(await stand.deploy(versions["a"], name="a", pinned=True, idle=0.1))
         for name in "bc":  # c makes b go, though a was asked longest ago
             await stand.ready(await stand.deploy(versions[name], name=name))
