@@ -82,11 +82,12 @@ async def test_a_model_that_nobody_asks_is_unloaded_and_the_next_request_loads_i
 
 
 async def test_a_pinned_model_is_neither_idle_nor_makes_room(stand: Any) -> None:
-    versions = {name: await stand.register(model=name, megabytes=64) for name in "abc"}
-    async with stand.running(memory="180MiB"):
-        await stand.ready(await stand.deploy(versions["a"], name="a", pinned=True, idle=0.1))
-        for name in "bc":  # c makes b go, though a was asked longest ago
-            await stand.ready(await stand.deploy(versions[name], name=name))
+    async with stand.running(memory="190MiB"):
+        small = await stand.register(model="a", megabytes=24)
+        await stand.ready(await stand.deploy(small, name="a", pinned=True, idle=0.1))
+        for name in "bcde":  # they make b go, though a was asked longest ago
+            large = await stand.register(model=name, megabytes=64)
+            await stand.ready(await stand.deploy(large, name=name))
         await stand.unloaded("b")
         assert (await stand.ask("good", name="a")).version == 1
         ready = [event for event in stand.events if isinstance(event, ReplicaReady) and event.deployment == "a"]
