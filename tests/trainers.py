@@ -45,11 +45,24 @@ class Stack:
         lease: int = 1,
         node: str = "",
         inputs: dict[str, str] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         node = node or self.config.node
-        assigned = TaskAssigned(task, "job-1", spec.tenant, kind, 1, lease, spec, inputs or {})
-        id = f"{task}.{lease}"
+        assigned = TaskAssigned(task, "job-1", spec.tenant, kind, 1, lease, spec, inputs or {}, rank=rank, world=world)
+        id = f"{task}.{lease}.{rank}" if rank else f"{task}.{lease}"
         await self.bus.publish(subjects.work(kind, node, task), assigned, type="llmos.task.assigned.v1", id=id)
+
+    async def assign_gang(
+        self, spec: JobSpec, task: str, nodes: Sequence[str], inputs: dict[str, str], *, lease: int = 1
+    ) -> None:
+        """A `train` task for all of the nodes at once; the first is rank 0."""
+        for rank, node in enumerate(nodes):
+            await self.assign(spec, "train", task, lease=lease, node=node, inputs=inputs, rank=rank, world=len(nodes))
+
+    async def waits(self, task: str, node: str) -> bool:
+        """Whether the assignment of a `train` task is still in the queue: taken and not acked, or not taken."""
+        return await self.bus.last_of("WORK", subjects.work("train", node, task), TaskAssigned) is not None
 
     async def facts(self, task: str, *until: type[msgspec.Struct], lease: int = 1) -> list[Any]:
         """The task's facts under a lease, up to and with the first of a kind."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from llmos.contracts.jobs import Bound, JobSpec
-from llmos.contracts.models import ModelRecord, ModelVersion
+from llmos.contracts.models import Candidate, ModelRecord, ModelVersion
 from llmos.contracts.tasks import TaskProgressed
 from llmos.errors import Rejected
 
@@ -40,6 +40,8 @@ def unfaithful(parity: Mapping[str, float]) -> list[str]:
         reasons.append(f"its logits differ by up to {parity['max_abs_diff']:.3g} (limit {MAX_ABS_DIFF:g})")
     if not parity["agreement"] >= MIN_AGREEMENT:
         reasons.append(f"it gives the same label for {parity['agreement']:.4f} of the rows (limit {MIN_AGREEMENT:g})")
+    if parity.get("greedy", 1.0) != 1.0:
+        reasons.append(f"it writes the same text for {parity['greedy']:.4f} of the prompts (limit 1)")
     return reasons
 
 
@@ -60,6 +62,17 @@ def judge(gate: Mapping[str, Bound], metrics: Mapping[str, float]) -> list[str]:
         if bound.max is not None and not value <= bound.max:
             reasons.append(f"{name} is {value:.6g}, above the gate's maximum of {bound.max:.6g}")
     return reasons
+
+
+def choose(tried: Sequence[Candidate], target: str) -> str:
+    """The precision to keep of those that pass: the fastest for `cpu`; the smallest for `edge`, and for `cuda`, whose
+    speed nobody measured here.
+
+    Where none passes it is the first, the most exact: the gate will say what it lacks.
+    """
+    by = "latency_ms_p50" if target == "cpu" else "size_bytes"
+    passing = [one for one in tried if not one.reasons]
+    return min(passing, key=lambda one: one.metrics[by]).precision if passing else tried[0].precision
 
 
 def model_name(spec: JobSpec) -> str:

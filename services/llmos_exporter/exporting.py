@@ -16,7 +16,8 @@ from llmos_exporter.orders import ExportOrder, Failed, Finished, Progressed, Rep
 # What the template process imports before it forks, so that a child begins at once; other families are imported by it.
 _FAMILIES = ("bert", "deberta_v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm_roberta")
 PRELOAD = (
-    "llmos_exporter.text_classification",
+    "llmos_exporter.artifact",
+    "llmos_exporter.text_tasks",
     "onnxruntime.quantization",
     *(f"transformers.models.{family}.modeling_{family}" for family in _FAMILIES),
 )
@@ -62,16 +63,16 @@ def run(args: bytes, channel: Channel) -> None:
 
 
 def export(order: ExportOrder, tell: Tell) -> Finished:
-    """Export by the order's task. Raises `Rejected` for a task that is not known."""
+    """Export by the order's task. Raises `Rejected`: see `artifact.export`."""
     import torch
 
-    torch.set_num_threads(order.threads)
-    if order.task == "text-classification":
-        from llmos_exporter import text_classification
+    from llmos_exporter import artifact
+    from llmos_exporter.tasks import open_source
 
-        with contextlib.redirect_stdout(io.StringIO()):  # exporters print their steps
-            return text_classification.export(order, tell)
-    raise Rejected(f"this exporter knows no task {order.task!r}", remedy="Use text-classification.", param="task")
+    torch.set_num_threads(order.threads)
+    with contextlib.redirect_stdout(io.StringIO()):  # exporters print their steps
+        tell("loading", 0.0)
+        return artifact.export(order, open_source(order), tell)
 
 
 def out_of_memory() -> Problem:

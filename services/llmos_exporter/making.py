@@ -53,7 +53,7 @@ class Maker:
         """
         async with self._room(assigned) as room:
             tell(Progressed("loading"))
-            await self._bring(assigned, "model", room)
+            await self._bring(assigned, _source(assigned), room)
             await self._bring(assigned, "dataset", room)
             order = _order(assigned, room)
             limit = self._ctx.config.export_limit_s
@@ -62,7 +62,7 @@ class Maker:
             if reasons := judge(assigned.spec.gate, done.metrics | done.parity):
                 return Made(version, reasons)
             tell(Progressed("registering"))
-            return Made(replace(version, artifact=await self._put(assigned, Path(order.result))), [])
+            return Made(replace(version, artifact=await self._put(assigned, Path(order.result), done.precision)), [])
 
     @asynccontextmanager
     async def _room(self, assigned: TaskAssigned) -> AsyncIterator[Path]:
@@ -86,10 +86,10 @@ class Maker:
         cipher = await self._ring().decrypting(manifest.sealed_by, assigned.task) if manifest.sealed_by else None
         await get_tree(self._ctx.store, address, room / role, cipher=cipher)
 
-    async def _put(self, assigned: TaskAssigned, result: Path) -> str:
+    async def _put(self, assigned: TaskAssigned, result: Path, precision: str) -> str:
         spec = assigned.spec
         cipher = await self._ring().encrypting(assigned.tenant, assigned.task) if spec.private else None
-        meta = {"task": spec.task, "precision": spec.export.precision}
+        meta = {"task": spec.task, "precision": precision}
         return await put_tree(self._ctx.store, result, kind=OUTPUT_KIND, meta=meta, cipher=cipher)
 
     def _ring(self) -> "KeyRing":
@@ -109,7 +109,9 @@ class Maker:
             artifact="",
             job=assigned.job,
             created_at=self._ctx.clock.now(),
-            precision=spec.export.precision,
+            precision=done.precision,
+            target=spec.export.target,
+            candidates=done.candidates,
             labels=done.labels,
             source=done.source,
             metrics=done.metrics,
@@ -118,7 +120,7 @@ class Maker:
             source_size=done.source_size,
             base=spec.model.base,
             private=spec.private,
-            trained=assigned.inputs["model"],
+            trained=assigned.inputs[_source(assigned)],
         )
 
 
@@ -127,14 +129,20 @@ def _order(assigned: TaskAssigned, room: Path) -> ExportOrder:
     return ExportOrder(
         task=spec.task,
         precision=spec.export.precision,
-        model=str(room / "model"),
+        model=str(room / _source(assigned)),
         dataset=str(room / "dataset"),
         work=str(room / "work"),
         result=str(room / "result"),
-        max_length=spec.train.max_length,
+        max_length=spec.export.max_length or (0 if spec.train.method == "none" else spec.train.max_length),
         threads=max(1, min(int(assigned.cpus), os.cpu_count() or 1)),
         gate=spec.gate,
-        source=assigned.inputs["model"],
+        source=assigned.inputs[_source(assigned)],
         base=assigned.inputs.get("base", ""),
         dataset_address=assigned.inputs["dataset"],
+        target=spec.export.target,
     )
+
+
+def _source(assigned: TaskAssigned) -> str:
+    """The input that is exported: what was trained, or the base itself where nothing was."""
+    return "base" if assigned.spec.train.method == "none" and "model" not in assigned.inputs else "model"

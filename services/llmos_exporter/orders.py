@@ -4,13 +4,15 @@ import msgspec
 from msgspec import Struct
 
 from llmos.contracts.jobs import Bound
+from llmos.contracts.models import Candidate
 from llmos.errors import Problem
 
 
 class ExportOrder(Struct, frozen=True):
     """Make the artifact of a trained model in the new folder `result`.
 
-    `model` and `dataset` are the folders of those trees, `work` is for what lies between. `source`, `base` and
+    `model` and `dataset` are the folders of those trees, `work` is for what lies between. `max_length` 0 is what the
+    model can read. `source`, `base` and
     `dataset_address` are addresses, for the record. `threads` are CPU threads.
     """
 
@@ -26,6 +28,7 @@ class ExportOrder(Struct, frozen=True):
     source: str
     base: str
     dataset_address: str
+    target: str = "cpu"
 
 
 class Progressed(Struct, frozen=True, omit_defaults=True, tag="progressed"):
@@ -44,6 +47,8 @@ class Finished(Struct, frozen=True, tag="finished"):
     parity: dict[str, float]
     size: int
     source_size: int
+    precision: str = "fp32"
+    candidates: list[Candidate] = []
 
 
 class Failed(Struct, frozen=True, tag="failed"):

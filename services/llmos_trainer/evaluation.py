@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 
+from llmos_trainer.gang import Gang
+
 _BATCH_TOKENS = 8192
 
 
@@ -41,18 +43,28 @@ def collate(split: Encoded, rows: Sequence[int], device: torch.device) -> tuple[
 
 @torch.no_grad()
 def evaluate(
-    model: Any, split: Encoded, device: torch.device, autocast: Callable[[], Any], tick: Callable[[float], None]
+    model: Any,
+    split: Encoded,
+    device: torch.device,
+    autocast: Callable[[], Any],
+    tick: Callable[[float], None],
+    gang: Gang | None = None,
 ) -> dict[str, float]:
     """`loss` (mean cross entropy), `accuracy` and `f1` (macro) of a split with at least one row.
 
-    `tick` is called before every batch with the share that is done; what it raises ends the evaluation.
+    `tick` is called before every batch with the share that is done; what it raises ends the evaluation. The members of
+    a gang take turns at the batches, call `tick` equally often, and get the same numbers.
     """
     model.eval()
     loss = 0.0
     found = [0] * len(split.labels)
-    done = 0
-    for rows in _by_length(split):
-        tick(done / len(split.labels))
+    batches = _by_length(split)
+    world, rank = (gang.world, gang.rank) if gang else (1, 0)
+    for turn in range(0, len(batches), world):
+        tick(turn / len(batches))
+        if turn + rank >= len(batches):
+            continue
+        rows = batches[turn + rank]
         inputs, labels = collate(split, rows, device)
         with autocast():
             logits = model(**inputs).logits
@@ -60,7 +72,9 @@ def evaluate(
         loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         for row, label in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
             found[row] = label
-        done += len(rows)
+    if gang is not None:  # nobody else filled in a row of ours, and 0 changes no sum
+        found = gang.total(torch.tensor(found)).tolist()
+        loss = float(gang.total(torch.tensor(loss, dtype=torch.float64)))
     right = sum(a == b for a, b in zip(found, split.labels, strict=True))
     return {
         "loss": loss / len(found),

@@ -78,8 +78,9 @@ class Keeper:
             raise Superseded(f"lease {entry.value.lease} of {self._task} has a checkpoint already")
         return entry.value
 
-    async def bring(self, folder: Path) -> Path | None:
-        """Fetch the newest checkpoint that is whole into `folder`, which must not exist; `None` if there is none.
+    async def bring(self, folder: Path) -> str:
+        """Fetch the newest checkpoint that is whole into `folder`, which must not exist; its address, empty if there is
+        none.
 
         Every byte is verified; one that is damaged or lost gives way to the one before it.
         """
@@ -88,13 +89,17 @@ class Keeper:
             if not artifact:
                 continue
             try:
-                manifest = await get_manifest(self._store, artifact)
-                cipher = await self._unsealing(manifest.sealed_by) if manifest.sealed_by else None
-                await get_tree(self._store, artifact, folder, cipher=cipher)
+                await self.bring_the(artifact, folder)
             except (Damaged, NotFound):
                 continue
-            return folder
-        return None
+            return artifact
+        return ""
+
+    async def bring_the(self, artifact: str, folder: Path) -> None:
+        """Fetch this very checkpoint. Raises `Damaged` or `NotFound`."""
+        manifest = await get_manifest(self._store, artifact)
+        cipher = await self._unsealing(manifest.sealed_by) if manifest.sealed_by else None
+        await get_tree(self._store, artifact, folder, cipher=cipher)
 
     def offer(self, checkpoint: Snapshotted) -> None:
         """Have a checkpoint stored and pointed to; one that is still waiting gives way to it."""

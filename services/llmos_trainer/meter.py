@@ -23,11 +23,11 @@ class Meter:
         self._last: dict[str, float] = {}
         self._since = time.monotonic()
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a step: its mean loss (scalar), logits [rows, labels], label numbers [rows]."""
+    def add(self, loss: torch.Tensor, right: torch.Tensor, rows: int) -> None:
+        """Count a step: its mean loss and how many of its rows were labelled right (scalars)."""
         self._loss += loss
-        self._right += (logits.argmax(dim=-1) == labels).sum()
-        self._rows += len(labels)
+        self._right += right
+        self._rows += rows
         self._steps += 1
 
     def read(self) -> dict[str, float]:

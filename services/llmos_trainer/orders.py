@@ -27,11 +27,23 @@ class CheckOrder(Struct, frozen=True):
     work: str
 
 
+class GangOrder(Struct, frozen=True, omit_defaults=True):
+    """A process's place in a gang of `world`. The first listens at `address` and says the `port`, the others connect to
+    it; `token` is what only members of this gang know."""
+
+    rank: int
+    world: int
+    address: str
+    token: str
+    port: int = 0
+
+
 class TrainOrder(Struct, frozen=True, omit_defaults=True):
     """Train on the trees `dataset` and `base`; checkpoints and the model are made below `work`.
 
     `recipe` names everything that the result depends on: a checkpoint made for another recipe is not resumed.
-    `resume` is the folder of a verified checkpoint. `threads` are CPU threads; `device` is `cpu` or `cuda`.
+    `resume` is the folder of a verified checkpoint. `threads` are CPU threads; `device` is `cpu`, `cuda` or `cuda:<n>`
+    among those that are visible, of which `gpu_milli` thousandths and `gpu_memory` bytes (0: all) may be used.
     """
 
     task: str
@@ -42,6 +54,9 @@ class TrainOrder(Struct, frozen=True, omit_defaults=True):
     settings: TrainSettings
     threads: int = 1
     device: str = "cpu"
+    gpu_milli: int = 1000
+    gpu_memory: int = 0
+    gang: GangOrder | None = None
     checkpoint_every_s: float = 30.0
     resume: str = ""
 
@@ -63,6 +78,12 @@ class Snapshotted(Struct, frozen=True, tag="snapshotted"):
 
     step: int
     path: str
+
+
+class Listening(Struct, frozen=True, tag="listening"):
+    """The first process of a gang can be met at `port`."""
+
+    port: int
 
 
 class Finished(Struct, frozen=True, omit_defaults=True, tag="finished"):
@@ -92,7 +113,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 End = Finished | Faulted | Stopped | Failed
-Report = Progressed | Snapshotted | Finished | Faulted | Stopped | Failed
+Report = Progressed | Snapshotted | Listening | Finished | Faulted | Stopped | Failed
 
 _reports: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 

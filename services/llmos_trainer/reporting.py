@@ -3,7 +3,7 @@
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -12,6 +12,7 @@ from llmos.errors import LlmosError, Problem, Rejected
 from llmos_trainer.orders import DRAIN, STOP, Failed, Progressed, Report, Stopped
 
 EVERY_S = 1.0
+TOLD_TO_SAVE, TOLD_TO_STOP = 1, 2
 
 
 class Channel(Protocol):
@@ -37,6 +38,7 @@ class Reporter:
         self._channel = channel
         self._next = 0.0
         self._phase = ""
+        self._told = 0
 
     def send(self, report: Report) -> None:
         """Hand a report to the service."""
@@ -64,11 +66,19 @@ class Reporter:
         self._phase = phase
         self.send(Progressed(phase, step, steps, epoch, fraction, eta, dict(metrics or {})))
 
-    def obey(self) -> None:
-        """Raise `Stop` if the service said so. To be called at every step's boundary."""
+    def told(self) -> int:
+        """What the service said so far: 0, or the greatest of `TOLD_TO_SAVE` and `TOLD_TO_STOP`."""
         for message in self._channel.received():
-            if message in (STOP, DRAIN):
-                raise Stop(drain=message == DRAIN)
+            self._told = max(self._told, {DRAIN: TOLD_TO_SAVE, STOP: TOLD_TO_STOP}.get(message, 0))
+        return self._told
+
+    def obey(self, agree: Callable[[int], int] = int) -> None:
+        """Raise `Stop` if the service said so. To be called at every step's boundary.
+
+        `agree` makes one of what the processes of a gang were told.
+        """
+        if told := agree(self.told()):
+            raise Stop(drain=told == TOLD_TO_SAVE)
 
 
 @contextlib.contextmanager

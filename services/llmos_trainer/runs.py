@@ -32,7 +32,7 @@ from llmos.service import Context
 from llmos_trainer import core
 from llmos_trainer.config import TrainerConfig
 from llmos_trainer.core import Effect, Intent
-from llmos_trainer.orders import DRAIN, STOP, End, Finished, Progressed, Snapshotted, decode_report
+from llmos_trainer.orders import DRAIN, STOP, End, Finished, Listening, Progressed, Report, Snapshotted, decode_report
 
 T = TypeVar("T")
 Work = Callable[["Run"], Awaitable[Effect]]
@@ -66,8 +66,7 @@ class Run:
         self._keys = keys
         self._deliveries = [delivery]
         self._told = asyncio.Event()
-        self._child: Child | None = None
-        self._killing: asyncio.Task[None] | None = None
+        self._children: dict[Child, asyncio.Task[None] | None] = {}  # and who kills it if it does not stop
         self._progress = Progressed("starting")
         self._fresh = asyncio.Event()
         self.afterwards: Callable[[Effect], Awaitable[None]] | None = None
@@ -124,6 +123,8 @@ class Run:
         """Perform the effect that ends the run. Raises `LlmosError` when its fact could not be said."""
         self.log.info("ended", outcome=type(effect).__name__)
         match effect:
+            case core.SaySucceeded() | core.SayRejected() | core.SayCancelled() if self.silent:
+                pass
             case core.SaySucceeded(outputs, metrics):
                 await self._say(TaskSucceeded, "succeeded", outputs=outputs, metrics=metrics)
             case core.SayRejected(faults):
@@ -159,15 +160,21 @@ class Run:
         self._told.set()
         if within is None:
             within = SAVE_WITHIN_S if intent in core.SAVING else STOP_WITHIN_S
-        if self._child is not None:
-            if self._killing is not None:
-                self._killing.cancel()
-            self._killing = asyncio.create_task(self._end_child(self._child, intent, within))
+        for child, killing in self._children.items():
+            if killing is not None:
+                killing.cancel()
+            self._children[child] = asyncio.create_task(self._end_child(child, intent, within))
 
     async def _end_child(self, child: Child, intent: Intent, within: float) -> None:
         await child.send(DRAIN if intent in core.SAVING else STOP)
         await asyncio.sleep(within)
         await child.kill()
+
+    async def told_within(self, seconds: float) -> None:
+        """Wait until the run is told to end, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
 
     async def unless_told(self, action: Coroutine[Any, Any, T]) -> T:
         """Await something without a child; raises `Told` as soon as the run shall end."""
@@ -188,14 +195,19 @@ class Run:
         target: str,
         order: Struct,
         env: Mapping[str, str],
-        on_snapshot: Callable[[Snapshotted], None] = lambda _: None,
+        hear: Callable[[Report], None] = lambda _: None,
+        *,
+        quiet: bool = False,
     ) -> tuple[End | None, str]:
-        """Run a child to its end: its last word, if it had one, and how its process ended."""
+        """Run a child to its end: its last word, if it had one, and how its process ended.
+
+        `hear` is told what it says on the way. The progress of a `quiet` one is not the run's.
+        """
         try:
             child = await self.template.fork(target, msgspec.json.encode(order), env=env)
         except Fatal as error:  # the template died just now; the next fork starts a new one
             return None, str(error)
-        self._child = child
+        self._children[child] = None
         end: End | None = None
         try:
             if self.intent is not None:  # told while the child was made
@@ -203,9 +215,10 @@ class Run:
             async for message in child:
                 report = decode_report(message)
                 if isinstance(report, Progressed):
-                    self.progress(report)
-                elif isinstance(report, Snapshotted):
-                    on_snapshot(report)
+                    if not quiet:
+                        self.progress(report)
+                elif isinstance(report, Snapshotted | Listening):
+                    hear(report)
                 else:
                     end = report
             exit = await child.wait()
@@ -213,8 +226,7 @@ class Run:
             await child.kill()
             raise
         finally:
-            self._child = None
-            await cancel(self._killing)
+            await cancel(self._children.pop(child))
         if exit.error:
             self.log.warning("a child ended by an error", error=exit.error)
         return end, str(exit)
@@ -241,7 +253,7 @@ class Run:
 
     async def _speak(self) -> None:
         """Say the newest progress, at most once a second and at least every 8 s."""
-        while True:
+        while not self.silent:
             with suppress(TimeoutError):
                 async with asyncio.timeout(ALIVE_S):
                     await self._fresh.wait()
@@ -251,8 +263,15 @@ class Run:
                 await self._say(TaskProgressed, "", **said)
             await asyncio.sleep(PROGRESS_S)
 
+    @property
+    def silent(self) -> bool:
+        """Whether somebody else speaks for the task: of a gang, rank 0 does. Only a failure is said by any."""
+        return self.assigned.rank > 0
+
     async def say_started(self, resumed_step: int | None = None) -> None:
         """Say `TaskStarted`; a repeated delivery says it anew."""
+        if self.silent:
+            return
         await self._say(TaskStarted, f"started.{self._deliveries[0].deliveries}", resumed_step=resumed_step)
 
     async def _say(self, fact: type[Struct], name: str, **fields: Any) -> None:

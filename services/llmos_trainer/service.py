@@ -51,7 +51,7 @@ async def serve(context: Context[TrainerConfig]) -> None:
         trainer = Trainer(context, template)
         hearing = [asyncio.create_task(trainer.take(kind)) for kind in WORKS]
         hearing.append(asyncio.create_task(trainer.hear_stops()))
-        context.announce(kinds=list(WORKS), load=trainer.load)
+        context.announce(kinds=[*WORKS, "gang"], load=trainer.load)
         stopping = asyncio.create_task(context.stopping.wait())
         try:
             await asyncio.wait({stopping, *hearing}, return_when=asyncio.FIRST_COMPLETED)

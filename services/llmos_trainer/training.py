@@ -14,14 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmos.errors import LlmosError, Rejected
-from llmos_trainer import adapters, checkpoints, pretrained
+from llmos.errors import Rejected
+from llmos_trainer import adapters, checkpoints, device, pretrained
 from llmos_trainer.batches import BatchOrder, draw, plan
 from llmos_trainer.checkpoints import Position, Writer
+from llmos_trainer.core import GangBroken
 from llmos_trainer.datasets import load_dataset
 from llmos_trainer.evaluation import Encoded, collate, evaluate
+from llmos_trainer.gang import Gang
+from llmos_trainer.gradients import GradientSum
 from llmos_trainer.meter import Meter
-from llmos_trainer.orders import Finished, Snapshotted, Stopped, TrainOrder
+from llmos_trainer.orders import Finished, Listening, Snapshotted, Stopped, TrainOrder
 from llmos_trainer.reporting import Channel, Reporter, Stop, out_of_memory, reported
 
 _TOKENIZE_ROWS = 1000
@@ -46,7 +49,8 @@ class Training:
         self._order = order
         self._reporter = reporter
         self._settings = order.settings
-        self._device = _prepare(order)
+        self._device = device.prepare(order)
+        self._gang = Gang(order.gang, self._device, lambda port: reporter.send(Listening(port))) if order.gang else None
         reporter.progress("loading")
         self._base = Path(order.base)
         self._work = Path(order.work)
@@ -67,17 +71,46 @@ class Training:
         self._next_snapshot = time.monotonic() + order.checkpoint_every_s
         if order.resume:
             self._resume(Path(order.resume))
+        self._began = self._position.step
+        self._sum: GradientSum | None = None
 
     def run(self) -> None:
         """Train, evaluate, save; or stop where the service says so."""
         try:
+            if self._gang is not None:
+                self._join(self._gang)
             self._train()
             self._finish()
         except Stop as stop:
-            if stop.drain and self._next_snapshot != float("inf"):
-                self._snapshot()
-            self._writer.wait()
+            if stop.drain:
+                self._save_now()
             self._reporter.send(Stopped(self._position.step))
+        except GangBroken:
+            if self._device.type == "cpu":  # a GPU may wait for ever for the sum of a member that is gone
+                self._save_now()
+            raise
+
+    def _save_now(self) -> None:
+        """A checkpoint of the step that was reached, unless the weights in memory are no longer those in training."""
+        if self._position.step > self._began and self._next_snapshot != float("inf"):
+            self._snapshot()
+        self._writer.wait()
+
+    def _join(self, gang: Gang) -> None:
+        """Begin as one with the others: same position, same weights."""
+        self._reporter.progress("meeting")
+        gang.meet(self._reporter.obey)
+        step = self._position.step
+        if gang.agree(step) != step or gang.agree(-step) != -step:
+            raise GangBroken(f"the members would go on from different checkpoints, this one from step {step}")
+        gang.share([tensor.detach() for tensor in checkpoints.trained(self._model).values()])
+        self._sum = GradientSum(self._parameters, gang)
+
+    def _obey(self) -> None:
+        if self._gang is None:
+            self._reporter.obey()
+        else:
+            self._reporter.obey(self._gang.agree)
 
     def _train(self) -> None:
         position, steps = self._position, self._plan.steps
@@ -88,7 +121,7 @@ class Training:
                 self._snapshot()
             if position.step >= steps:
                 break
-            self._reporter.obey()
+            self._obey()
             self._step()
             if self._reporter.due():
                 self._check_finite()
@@ -102,20 +135,34 @@ class Training:
         rate = self._plan.rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        inputs, labels = collate(self._splits["train"], self._order_of_rows.batch(step), self._device)
-        torch.manual_seed(draw(self._settings.seed, "dropout", step))
+        batch = self._order_of_rows.batch(step)
+        mine, seed = batch, draw(self._settings.seed, "dropout", step)
+        if self._gang is not None:  # rows of like length lie side by side: every member gets some of each
+            mine = batch[self._gang.rank :: self._gang.world]
+            seed = draw(self._settings.seed, "dropout", step, self._gang.rank)
+        # A member without a row takes part all the same, with a weight of nothing.
+        inputs, labels = collate(self._splits["train"], mine or batch[:1], self._device)
+        torch.manual_seed(seed)
         with self._autocast():
             logits = self._model(**inputs).logits
         logits = logits.float()
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss = torch.nn.functional.cross_entropy(logits, labels) * (len(mine) / len(batch))
+        right = (logits.detach().argmax(dim=-1) == labels).sum() * bool(mine)
+        if self._sum is not None:
+            self._sum.begin()
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        if self._sum is not None:
+            both = torch.stack((loss, right.float()))
+            self._sum.finish(both)
+            loss, right = both
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm or float("inf"))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         # Kept on the device: reading it in every step would make a GPU wait for the CPU.
-        unsound = (self._bad_step < 0) & ~torch.isfinite(loss.detach() + norm)
+        unsound = (self._bad_step < 0) & ~torch.isfinite(loss + norm)
         self._bad_step = torch.where(unsound, step, self._bad_step)
-        self._meter.add(loss.detach(), logits.detach(), labels)
+        self._meter.add(loss, right, len(batch))
         self._position.step = step + 1
 
     def _evaluate_epoch(self) -> None:
@@ -137,11 +184,12 @@ class Training:
 
     def _evaluate(self, split: str, model: Any = None) -> dict[str, float]:
         def tick(share: float) -> None:
-            self._reporter.obey()
+            self._obey()
             if self._reporter.due():
                 self._report("evaluating")
 
-        measured = evaluate(model or self._model, self._splits[split], self._device, self._autocast, tick)
+        model = model or self._model
+        measured = evaluate(model, self._splits[split], self._device, self._autocast, tick, self._gang)
         if measured["loss"] != measured["loss"] or measured["loss"] == float("inf"):
             raise _diverged(self._position.step, self._plan.rate(self._position.step - 1))
         return measured
@@ -157,6 +205,9 @@ class Training:
         metrics = self._evaluate("validation", model)
         metrics |= {f"test_{name}": value for name, value in self._evaluate("test", model).items()}
         metrics |= {"steps": float(self._plan.steps), "best_step": float(self._position.best_step)}
+        if not self._first:
+            self._reporter.send(Finished({}, metrics))
+            return
         self._report("saving")
         folder = self._work / "model"
         model.to("cpu").save_pretrained(folder)
@@ -165,11 +216,13 @@ class Training:
         self._reporter.send(Finished({"model": str(folder)}, metrics))
 
     def _snapshot_due(self) -> bool:
-        late = time.monotonic() >= self._next_snapshot
+        late = self._first and time.monotonic() >= self._next_snapshot
         return late and not self._writer.busy and not self._plan.ends_epoch(self._position.step)
 
     def _snapshot(self) -> None:
         self._check_finite()
+        if not self._first:
+            return
         self._writer.write(self._position, self._model, self._optimizer, self._best)
         self._next_snapshot = time.monotonic() + self._order.checkpoint_every_s
 
@@ -183,6 +236,11 @@ class Training:
         self._position = position
         self._best = tensors["best"] if position.best else None
         self._meter.validation = position.best
+
+    @property
+    def _first(self) -> bool:
+        """Whether this process keeps and saves what all have in common."""
+        return self._gang is None or self._gang.first
 
     def _check_finite(self) -> None:
         step = int(self._bad_step)
@@ -237,23 +295,6 @@ class Training:
         if self._device.type == "cuda" and torch.cuda.is_bf16_supported():
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return contextlib.nullcontext()
-
-
-def _prepare(order: TrainOrder) -> torch.device:
-    """Set the process up: threads, determinism, quiet libraries; the device to train on."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(order.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # would cost time
-    if order.device == "cuda":
-        if not torch.cuda.is_available():
-            raise LlmosError("the leased GPU can't be used", remedy="Check the driver and the installed torch.")
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(order.device)
 
 
 def _rank(measured: dict[str, float]) -> tuple[float, float]:

@@ -1,15 +1,16 @@
 """The work of a `train` task: a child from the newest checkpoint on, its checkpoints kept, again if it dies."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import msgspec
 
-from llmos.contracts.tasks import CheckpointPointer, TaskAssigned, TaskCheckpointed
-from llmos_trainer import core
+from llmos.contracts.tasks import CheckpointPointer, GangMeeting, TaskAssigned, TaskCheckpointed
+from llmos_trainer import core, gangs
 from llmos_trainer.core import Effect
 from llmos_trainer.keeping import Keeper, Superseded
-from llmos_trainer.orders import Progressed, TrainOrder
+from llmos_trainer.orders import Progressed, Report, Snapshotted, TrainOrder
 from llmos_trainer.runs import Run
 
 
@@ -33,7 +34,12 @@ async def train(run: Run) -> Effect:
 async def _train(run: Run, keeper: Keeper, dataset: Path, base: Path) -> Effect:
     assigned, crashes = run.assigned, 0
     while True:
-        resume = await run.unless_told(keeper.bring(run.folder / f"resume-{crashes}"))
+        resume = run.folder / f"resume-{crashes}"
+        meeting = await run.unless_told(gangs.find_meeting(run)) if assigned.rank else None
+        if meeting is None:
+            artifact = await run.unless_told(keeper.bring(resume))
+        elif artifact := meeting.resume:
+            await run.unless_told(keeper.bring_the(artifact, resume))
         order = TrainOrder(
             task=assigned.task,
             recipe=recipe(assigned),
@@ -43,17 +49,43 @@ async def _train(run: Run, keeper: Keeper, dataset: Path, base: Path) -> Effect:
             settings=assigned.spec.train,
             threads=threads(assigned),
             device="cuda" if assigned.devices else "cpu",
+            gpu_milli=assigned.gpu_milli,
+            gpu_memory=assigned.gpu_memory,
             checkpoint_every_s=run.context.config.checkpoint_every_s,
-            resume=str(resume) if resume else "",
+            resume=str(resume) if artifact else "",
         )
-        end, exit = await run.child("llmos_trainer.training:run", order, environment(assigned), keeper.offer)
-        effect = core.decide_ended(end, exit, run.intent, crashes)
-        if isinstance(effect, core.HandBack | core.StartAgain) or run.intent in core.SAVING:
+        env = environment(assigned)
+        if gangs.in_gang(assigned):
+            end, exit = await _in_gang(run, keeper, order, env, meeting, artifact)
+        else:
+            end, exit = await run.child(gangs.TARGET, order, env, lambda report: _offered(keeper, report))
+        if run.intent not in ("cancel", "superseded"):
             await keeper.settled()  # what the child could still save counts
+        await gangs.heard_of(run, end)
+        if assigned.world > 1:
+            return core.decide_member_ended(end, exit, run.intent)
+        effect = core.decide_ended(end, exit, run.intent, crashes)
         if not isinstance(effect, core.StartAgain):
             return effect
         run.log.warning("a child died", exit=exit)
         crashes += 1
+
+
+async def _in_gang(
+    run: Run, keeper: Keeper, order: TrainOrder, env: dict[str, str], meeting: GangMeeting | None, artifact: str
+) -> gangs.Ended:
+    async def opened(meeting: GangMeeting) -> None:
+        if run.assigned.world > 1:
+            await gangs.open_meeting(run, msgspec.structs.replace(meeting, resume=artifact))
+
+    env |= gangs.network(gangs.own_address(run), os.environ)
+    parts = gangs.orders(run, order, meeting)
+    return await gangs.together(run, parts, env, keeper.offer, opened)
+
+
+def _offered(keeper: Keeper, report: Report) -> None:
+    if isinstance(report, Snapshotted):
+        keeper.offer(report)
 
 
 def recipe(assigned: TaskAssigned) -> str:
@@ -99,12 +131,15 @@ def _keeper(run: Run) -> Keeper:
     )
 
     async def afterwards(effect: Effect) -> None:
-        """A task that nobody will resume needs no pointer."""
+        """A lease that is over needs no meeting point, and a task that nobody will resume no pointer."""
+        if run.assigned.world > 1:
+            await gangs.close_meeting(run)
         match effect:
             case core.SaySucceeded() | core.SayFailed(retryable=False):
                 await keeper.forget()
             case core.SayCancelled() if run.intent == "cancel":
                 await keeper.forget()
 
-    run.afterwards = afterwards
+    if not run.silent:
+        run.afterwards = afterwards
     return keeper

@@ -28,6 +28,7 @@ MESSAGES = every_message()
 ELSEWHERE = {
     "Heartbeat": "KV nodes",
     "CheckpointPointer": "KV state",
+    "GangMeeting": "KV state",
     "ModelRecord": "KV models",
     "SequenceGap": "text of an audit entry",
     "StreamRemade": "text of an audit entry",

@@ -65,6 +65,77 @@ def make_dataset(folder: Path, rows: int = 90, *, seed: int = 0) -> Path:
     return folder
 
 
+IDS: dict[str, Any] = {"vocab_size": 72, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+
+
+def make_decoder(architecture: str, folder: Path) -> Path:
+    """A random decoder of two layers and heads of 16, with a tokenizer of words."""
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    wide: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
+    }  # fmt: skip
+    makers: dict[str, Callable[[], Any]] = {
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**IDS, **wide)),
+        "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**IDS, **wide, head_dim=16, tie_word_embeddings=True)),
+        "gemma3": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**IDS, **wide, head_dim=16, sliding_window=8)),
+        "opt": lambda: t.OPTForCausalLM(
+            t.OPTConfig(
+                **IDS,
+                hidden_size=64,
+                ffn_dim=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                init_std=0.3,
+                max_position_embeddings=128,
+                word_embed_proj_dim=64,
+            )
+        ),
+        "gpt2": lambda: t.GPT2LMHeadModel(
+            t.GPT2Config(**IDS, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3)
+        ),
+        "bloom": lambda: t.BloomForCausalLM(t.BloomConfig(**IDS, hidden_size=64, n_layer=2, n_head=4)),
+    }
+    model = makers[architecture]()
+    model.generation_config = t.GenerationConfig(
+        **{name: IDS[name] for name in IDS if name != "vocab_size"}, do_sample=True, temperature=0.7, top_p=0.9
+    )
+    model.save_pretrained(folder)
+    words = ["<s>", "<pad>", "</s>", *(f"w{number}" for number in range(3, 72))]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random decoder by its architecture, made once."""
+    root = tmp_path_factory.mktemp("decoders")
+    return lambda architecture: (
+        root / architecture if (root / architecture).exists() else make_decoder(architecture, root / architecture)
+    )
+
+
+def write_splits(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A dataset tree whose splits all hold the same rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def rows_in(tmp_path: Path) -> Callable[[list[dict[str, Any]]], Path]:
+    return lambda rows: write_splits(tmp_path / "rows", rows)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a random model by its architecture, made once."""

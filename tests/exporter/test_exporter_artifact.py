@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from llmos.contracts.jobs import METRICS, Bound
 from llmos.contracts.models import ServingContract
 from llmos.errors import Rejected
-from llmos_exporter import graphs, text_classification
-from llmos_exporter.batches import pad
-from llmos_exporter.classifier import Exported, Trained
+from llmos_exporter import artifact, graphs
+from llmos_exporter.measuring import apart as farthest
 from llmos_exporter.orders import ExportOrder, Finished
+from llmos_exporter.tasks import open_source
+from llmos_exporter.texts import Text, Window
 
 Models = Callable[[str], Path]
 
@@ -44,15 +44,21 @@ def order(model: Path, dataset: Path, room: Path, precision: str = "fp32") -> Ex
 
 
 def export(model: Path, dataset: Path, room: Path, precision: str = "fp32") -> Finished:
-    return text_classification.export(order(model, dataset, room, precision), lambda *_: None)
+    asked = order(model, dataset, room, precision)
+    return artifact.export(asked, open_source(asked), lambda *_: None)
+
+
+def row(ids: list[int]) -> Text:
+    return Text((), [Window(ids, [0] * len(ids), [None] * len(ids))], 0)
 
 
 def apart(model: Path, artifact: Path, length: int, texts: int) -> float:
     """The largest difference of logits on random texts of up to `length` tokens."""
     draw = np.random.default_rng(length * 100 + texts)
-    rows = [draw.integers(4, 64, draw.integers(1, length, endpoint=True)).tolist() for _ in range(texts - 1)]
-    batch = pad([draw.integers(4, 64, length).tolist(), *rows], 1)
-    return float(np.abs(Trained(model).logits(batch) - Exported(artifact / "model.onnx", 1).logits(batch)).max())
+    rows = [row(draw.integers(4, 64, draw.integers(1, length, endpoint=True)).tolist()) for _ in range(texts - 1)]
+    rows.append(row(draw.integers(4, 64, length).tolist()))
+    source = open_source(order(model, model, artifact))
+    return farthest(source.trained(rows), source.exported({"model": artifact / "model.onnx"}, 1)(rows))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "mpnet"])
@@ -89,21 +95,19 @@ def test_what_is_measured_is_the_artifact_on_the_test_split(models: Models, data
 
     done = export(models("bert"), dataset, tmp_path, "int8")
     tokenizer = Tokenizer.from_file(str(tmp_path / "result" / "tokenizer.json"))
-    graph = Exported(tmp_path / "result" / "model.onnx", 1)
+    asked = order(models("bert"), dataset, tmp_path)
+    answers = open_source(asked).exported({"model": tmp_path / "result" / "model.onnx"}, 1)
     rows = [json.loads(line) for line in (dataset / "test.jsonl").read_text().splitlines()]
     tokenizer.no_padding()
-    texts = [tokenizer.encode(row["text"]).ids for row in rows]
-    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # int8 depends on who is in a batch
-    logits = np.empty((len(rows), 3), np.float32)
-    for at in (0, 64):
-        logits[order[at : at + 64]] = graph.logits(pad([texts[row] for row in order[at : at + 64]], 1))
-    truth = [["blue", "green", "red"].index(row["label"]) for row in rows]
+    logits = np.stack([answers([row(tokenizer.encode(one["text"]).ids)])[0] for one in rows])  # each alone
+    truth = [["blue", "green", "red"].index(one["label"]) for one in rows]
     exact = np.exp(logits.astype(np.float64))
     assert done.metrics["accuracy"] == pytest.approx(accuracy_score(truth, logits.argmax(1)))
     assert done.metrics["f1"] == pytest.approx(f1_score(truth, logits.argmax(1), average="macro"))
     assert done.metrics["loss"] == pytest.approx(log_loss(truth, exact / exact.sum(1, keepdims=True)))
     assert done.metrics["latency_ms_p50"] > 0
-    assert set(METRICS) <= set(done.metrics | done.parity), "a gate may bound any of these"
+    measured = {*done.metrics, *done.parity}
+    assert measured - {"rows", "company_diff"} <= set(METRICS), "a gate may bound any of these"
     assert done.source != done.metrics and set(done.source) == {"accuracy", "f1", "loss"}
 
 
@@ -113,15 +117,20 @@ def test_int8_is_smaller_near_and_says_how_near(models: Models, dataset: Path, t
     assert small.size < whole.size
     assert whole.parity["max_abs_diff"] < 1e-4 < small.parity["max_abs_diff"] < 1.0
     assert small.parity["agreement"] > 0.9
+    assert small.parity["company_diff"] <= 1e-6 and whole.parity["company_diff"] <= 1e-5
     assert '"precision": "int8"' in (tmp_path / "int8" / "result" / "llmos.json").read_text()
 
 
 def test_a_graph_that_is_not_the_model_is_no_artifact(
     models: Models, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: Any, sample: Any, path: Path) -> None:
+    def wrong(module: graphs.Module, *rest: Any) -> None:
         """A route that loses the mask, as a trace with a mask of ones does."""
-        graphs.by_tracing(Unmasked(model), sample, path)
+
+        def unmasked(input_ids: Any, attention_mask: Any) -> Any:
+            return module.model(input_ids=input_ids, attention_mask=(attention_mask + 1).clamp(max=1)).logits
+
+        graphs.by_tracing(graphs.Module(module.model, unmasked, rest[1]), *rest)
 
     monkeypatch.setattr(graphs, "ROUTES", {"wrong": wrong})
     with pytest.raises(Rejected, match=r"wrong: its logits differ by up to .* \(limit 0.001\)") as refused:
@@ -159,9 +168,9 @@ def test_equal_input_gives_equal_bytes_in_another_process_and_folder(
     models: Models, dataset: Path, tmp_path: Path
 ) -> None:
     script = (
-        "import sys, msgspec; from llmos_exporter import text_classification as t\n"
+        "import sys, msgspec; from llmos_exporter.exporting import export\n"
         "from llmos_exporter.orders import ExportOrder\n"
-        "for order in sys.argv[1:]: t.export(msgspec.json.decode(order, type=ExportOrder), lambda *_: None)"
+        "for order in sys.argv[1:]: export(msgspec.json.decode(order, type=ExportOrder), lambda *_: None)"
     )
     elsewhere = tmp_path / "a folder elsewhere"
     orders = [order(models("bert"), dataset, elsewhere / precision, precision) for precision in ("fp32", "int8")]
@@ -217,18 +226,3 @@ def test_a_model_that_cannot_be_read_is_no_reason_to_try_again(models: Models, d
     save_file(headless, torn / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Rejected, match=r"lacks 2 weights, classifier\.bias first"):
         export(torn, dataset, tmp_path)
-
-
-class Unmasked:
-    """A model that ignores its mask."""
-
-    def __new__(cls, model: Any) -> Any:
-        class Model(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-                return self.model(input_ids=input_ids, attention_mask=(attention_mask + 1).clamp(max=1))
-
-        return Model()

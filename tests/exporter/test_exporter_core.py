@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.contracts.jobs import Bound, DataSource, DeploySettings, JobSpec, ModelSource
-from llmos.contracts.models import ModelRecord, ModelVersion
+from llmos.contracts.models import Candidate, ModelRecord, ModelVersion
 from llmos.contracts.tasks import TaskProgressed
 from llmos.errors import Rejected
 from llmos_exporter import core
-from llmos_exporter.batches import by_length, pad, probes, sample
-from llmos_exporter.measuring import Parity, latency_ms, quality
+from llmos_exporter.measuring import Parity, latency_ms, same_label
 from llmos_exporter.process import private_memory
+from llmos_exporter.quality import Classes
+from llmos_exporter.sources import by_size, evenly, in_company
+from llmos_exporter.texts import Text
 
 
 def version(number: int, job: str = "job", tenant: str = "acme") -> ModelVersion:
@@ -122,7 +124,7 @@ def test_without_news_the_last_progress_is_repeated_every_ten_seconds() -> None:
 
 
 def test_parity_counts_every_batch_and_the_farthest_logit() -> None:
-    parity = Parity()
+    parity = Parity(same_label)
     parity.add(np.array([[1.0, 0.0]], np.float32), np.array([[1.0, 0.5]], np.float32))
     parity.add(np.array([[0.0, 1.0], [0.0, 1.0]], np.float32), np.array([[2.0, 1.0], [0.0, 1.0]], np.float32))
     assert parity.numbers() == {
@@ -133,10 +135,10 @@ def test_parity_counts_every_batch_and_the_farthest_logit() -> None:
     }
 
 
-@pytest.mark.parametrize("got", [np.full((1, 2), np.nan), np.full((1, 2), np.inf), np.zeros((1, 3)), np.zeros((2, 2))])
+@pytest.mark.parametrize("got", [np.full(2, np.nan), np.full(2, np.inf), np.zeros(3), np.zeros((2, 2))])
 def test_what_is_no_number_or_of_another_shape_is_infinitely_far(got: np.ndarray) -> None:
-    parity = Parity()
-    parity.add(np.array([[1.0, 0.0]], np.float32), got.astype(np.float32))
+    parity = Parity(same_label)
+    parity.add([np.array([1.0, 0.0], np.float32)], [got.astype(np.float32)])
     assert parity.numbers()["max_abs_diff"] == math.inf and core.unfaithful(parity.numbers())
 
 
@@ -148,7 +150,9 @@ def test_quality_is_what_scikit_learn_says(rows: list[tuple[int, list[float]]]) 
     truth = [label for label, _ in rows]
     logits = np.array([row for _, row in rows], np.float32)
     exact = np.exp(logits.astype(np.float64))
-    assert quality(logits, truth) == {
+    classes = Classes()
+    classes.add([Text((), [], label) for label in truth], list(logits))
+    assert classes.numbers() == {
         "accuracy": pytest.approx(accuracy_score(truth, logits.argmax(1))),
         "f1": pytest.approx(f1_score(truth, logits.argmax(1), average="macro")),
         "loss": pytest.approx(log_loss(truth, exact / exact.sum(1, keepdims=True), labels=[0, 1, 2, 3]), abs=1e-9),
@@ -169,31 +173,43 @@ def test_private_memory_is_what_a_process_has_written_itself() -> None:
     assert private_memory(0) == 0 and len(held) == 64 << 20
 
 
-def test_padding_is_on_the_right_and_masked_and_an_empty_text_has_one_token() -> None:
-    batch = pad([[5, 6], [], [7]], 1)
-    assert batch.ids.tolist() == [[5, 6], [1, 1], [7, 1]]
-    assert batch.mask.tolist() == [[1, 1], [1, 0], [1, 0]]
+sizes = st.lists(st.integers(0, 200), min_size=1, max_size=150)
 
 
-texts = st.lists(st.lists(st.integers(2, 9), max_size=20), min_size=1, max_size=70)
-
-
-@given(texts)
-def test_the_sample_of_a_trace_is_always_padded(rows: list[list[int]]) -> None:
-    assert 0 in sample(rows, 1).mask and sample(rows, 1).ids.shape[0] == 2
-
-
-@given(texts)
-def test_probes_are_alone_and_in_groups_and_reach_the_limit(rows: list[list[int]]) -> None:
-    batches = probes(rows, 1, 24)
-    assert {1, min(3, len(rows))} <= {len(batch.ids) for batch in batches}
-    assert all(batch.ids.shape[1] <= 24 for batch in batches)
-    if len(max(rows, key=len)) > 2:
-        assert any(batch.ids.shape == (1, 24) for batch in batches)
-
-
-@given(texts)
-def test_every_row_is_in_one_batch_of_bounded_size(rows: list[list[int]]) -> None:
-    batches = list(by_length(rows))
+@given(sizes)
+def test_every_row_is_in_one_batch_of_bounded_size(rows: list[int]) -> None:
+    batches = list(by_size(rows, room=400))
     assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))
-    assert all(len(batch) <= 64 for batch in batches)
+    assert all(len(batch) <= 64 and len(batch) * max(rows[row] for row in batch) <= 400 for batch in batches)
+
+
+@given(sizes)
+def test_probes_are_alone_in_threes_and_in_eights(rows: list[int]) -> None:
+    some = evenly(rows, lambda row: row)
+    companies = in_company(some)
+    assert {1, min(3, len(some)), min(8, len(some))} <= {len(company) for company in companies}
+    assert {min(rows)} <= set(some) <= set(rows) and {row for company in companies for row in company} == set(some)
+
+
+def candidate(precision: str, latency: float, size: float, *reasons: str) -> Candidate:
+    return Candidate(precision, {"latency_ms_p50": latency, "size_bytes": size}, {}, list(reasons))
+
+
+def test_auto_keeps_the_fastest_that_passes_and_for_the_edge_the_smallest() -> None:
+    tried = [candidate("fp32", 4, 100), candidate("int8", 1, 30), candidate("int4", 2, 20)]
+    assert core.choose(tried, "cpu") == "int8"
+    assert core.choose(tried, "edge") == "int4"
+    assert core.choose([tried[0], candidate("int8", 1, 30, "accuracy is 0.5")], "cpu") == "fp32"
+
+
+def test_auto_keeps_the_most_exact_when_none_passes() -> None:
+    tried = [candidate("fp32", 4, 100, "no"), candidate("int8", 1, 30, "no")]
+    assert core.choose(tried, "cpu") == "fp32"
+
+
+def test_a_decoder_that_writes_another_text_is_not_the_model() -> None:
+    parity = {"max_abs_diff": 0.0, "agreement": 1.0}
+    assert core.unfaithful(parity | {"greedy": 1.0}) == []
+    assert core.unfaithful(parity | {"greedy": 0.875}) == [
+        "it writes the same text for 0.8750 of the prompts (limit 1)"
+    ]

@@ -71,8 +71,9 @@ async def keep(keeper: Keeper, *taken: Snapshotted) -> None:
 
 
 async def brought(keeper: Keeper, tmp_path: Path) -> bytes | None:
-    folder = await keeper.bring(tmp_path / "brought")
-    return (folder / "weights.safetensors").read_bytes() if folder else None
+    folder = tmp_path / "brought"
+    artifact = await keeper.bring(folder)
+    return (folder / "weights.safetensors").read_bytes() if artifact else None
 
 
 async def test_the_newest_checkpoint_is_brought_back(

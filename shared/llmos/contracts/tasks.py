@@ -221,6 +221,20 @@ class TaskStopRequested(Struct, frozen=True, omit_defaults=True):
     checkpoint: bool = False
 
 
+class GangMeeting(Struct, frozen=True, omit_defaults=True):
+    """KV `state`, key `gang.<task>.<lease>`: rank 0 of a gang waits at `address` and `port` for those who know `token`.
+
+    `resume` is the checkpoint (an artifact address) that all go on from; empty: from the beginning.
+    """
+
+    task: str
+    lease: int
+    address: str
+    port: int
+    token: str
+    resume: str = ""
+
+
 class CheckpointPointer(Struct, frozen=True, omit_defaults=True):
     """KV `state`, key `checkpoint.<task>`: the newest complete checkpoint of a task, and the one before it, if any."""
 

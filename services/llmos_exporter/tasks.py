@@ -1,0 +1,41 @@
+"""The table of tasks: how the model of each is opened. A new task is a row here."""
+
+from collections.abc import Callable
+
+from llmos.errors import Rejected
+from llmos_exporter.orders import ExportOrder
+from llmos_exporter.sources import Source
+
+
+def _text(name: str) -> Callable[[ExportOrder], Source]:
+    def open_encoder(order: ExportOrder) -> Source:
+        from llmos_exporter import text_tasks
+        from llmos_exporter.texts import Encoder
+
+        return Encoder(order, getattr(text_tasks, name))
+
+    return open_encoder
+
+
+def _decoder(order: ExportOrder) -> Source:
+    from llmos_exporter.decoders import Decoder
+
+    return Decoder(order)
+
+
+TASKS: dict[str, Callable[[ExportOrder], Source]] = {
+    "text-classification": _text("TEXT_CLASSIFICATION"),
+    "token-classification": _text("TOKEN_CLASSIFICATION"),
+    "question-answering": _text("QUESTION_ANSWERING"),
+    "embeddings": _text("EMBEDDINGS"),
+    "text-generation": _decoder,
+}
+
+
+def open_source(order: ExportOrder) -> Source:
+    """The model that an order names, read for its task. Raises `Rejected`."""
+    if order.task not in TASKS:
+        raise Rejected(
+            f"this exporter knows no task {order.task!r}", remedy=f"Use one of {', '.join(TASKS)}.", param="task"
+        )
+    return TASKS[order.task](order)
