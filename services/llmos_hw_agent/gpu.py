@@ -9,6 +9,8 @@ from msgspec import Struct
 from llmos.clock import Clock
 from llmos.contracts.nodes import Gpu
 from llmos_hw_agent.aside import Aside
+from llmos_hw_agent.fabric import nvlink_domain
+from llmos_hw_agent.slices import slices
 
 T = TypeVar("T")
 
@@ -17,11 +19,13 @@ GONE_AFTER_S = 60.0  # a driver that is silent for so long gets no more work
 
 
 class GpuInventory(Struct, frozen=True):
-    """What there is. `driver` and `cuda` (the newest version that the driver supports) are empty without a driver."""
+    """What there is. `driver` and `cuda` (the newest version that the driver supports) are empty without a driver,
+    `fabric` is the NVLink domain that all GPUs belong to, empty if there is none."""
 
     gpus: list[Gpu] = []
     driver: str = ""
     cuda: str = ""
+    fabric: str = ""
 
 
 class GpuLoad(Struct, frozen=True):
@@ -55,10 +59,12 @@ class Nvml:
             return GpuInventory()
         try:
             cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+            count = int(nvml.nvmlDeviceGetCount())
             return GpuInventory(
-                [gpu for index in range(nvml.nvmlDeviceGetCount()) if (gpu := self._gpu(nvml, index)) is not None],
+                [gpu for index in range(count) for gpu in _devices(nvml, index)],
                 _text(nvml.nvmlSystemGetDriverVersion()),
                 f"{cuda // 1000}.{cuda % 1000 // 10}",
+                nvlink_domain(nvml, count),
             )
         except nvml.NVMLError:
             self._close(nvml)
@@ -102,22 +108,6 @@ class Nvml:
             nvml.nvmlShutdown()
         except nvml.NVMLError:
             pass  # it was not open any more
-
-    @staticmethod
-    def _gpu(nvml: Any, index: int) -> Gpu | None:
-        """One GPU, or `None` for one that has failed: work placed on it would fail too."""
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-            return Gpu(
-                id=_text(nvml.nvmlDeviceGetUUID(handle)),
-                model=_text(nvml.nvmlDeviceGetName(handle)),
-                memory=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-                index=index,
-                compute=f"{major}.{minor}",
-            )
-        except nvml.NVMLError:
-            return None
 
 
 class GpuWatch:
@@ -163,6 +153,27 @@ class GpuWatch:
         if not fault:
             self._answered = self._clock.monotonic()
         return answer
+
+
+def _devices(nvml: Any, index: int) -> list[Gpu]:
+    """What work can be placed on of the GPU `index`: itself, its slices in MIG mode, or nothing if it has failed."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        gpu = Gpu(
+            id=_text(nvml.nvmlDeviceGetUUID(handle)),
+            model=_text(nvml.nvmlDeviceGetName(handle)),
+            memory=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            index=index,
+            compute=f"{major}.{minor}",
+        )
+    except nvml.NVMLError:
+        return []
+    try:
+        cut, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:
+        cut = 0  # a GPU that can't be cut
+    return slices(nvml, handle, gpu) if cut else [gpu]
 
 
 def _text(value: str | bytes) -> str:

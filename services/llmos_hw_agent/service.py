@@ -14,6 +14,7 @@ from llmos.service import Context
 from llmos_hw_agent.cgroup import Cgroup, Limits
 from llmos_hw_agent.config import HwAgentConfig
 from llmos_hw_agent.core import decide
+from llmos_hw_agent.fabric import infiniband
 from llmos_hw_agent.gpu import GpuLoad, GpuReader, GpuWatch, Nvml
 from llmos_hw_agent.load import LoadMeter
 from llmos_hw_agent.machine import disk_free, read_machine
@@ -105,8 +106,13 @@ class Agent:
             onnxruntime=self._software.onnxruntime,
             providers=self._software.providers,
             cgroup=self._cgroup.version,
-            labels=self._ctx.config.labels,
+            labels=self._labels(gpus.fabric),
         )
+
+    def _labels(self, nvlink: str) -> dict[str, str]:
+        """Those that were set, and the fabric as it was found if that is not among them."""
+        found = nvlink or infiniband(self._root)
+        return ({"fabric": found} if found else {}) | self._ctx.config.labels
 
     def _limits(self) -> Limits:
         """The control group's limits, but for what the settings say about the node instead."""

@@ -57,7 +57,7 @@ async def test_a_node_says_what_it_is_and_how_busy_it_is(config: HwAgentConfig, 
     assert 0 < have.cpus <= (os.cpu_count() or 1)
     assert have.memory > 1 << 28
     assert have.disk > 0
-    assert have.labels == {"zone": "a"}
+    assert {name: value for name, value in have.labels.items() if name != "fabric"} == {"zone": "a"}
     assert have.cgroup in ("v1", "v2", "none")
     assert have.torch == (metadata.version("torch") if importlib.util.find_spec("torch") else "")
     assert ("CPUExecutionProvider" in have.providers) is (importlib.util.find_spec("onnxruntime") is not None)
@@ -139,3 +139,14 @@ def test_software_that_is_not_installed_is_empty(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(metadata, "version", missing)
     assert probe() == Software()
+
+
+async def test_the_fabric_that_is_found_is_a_label_unless_one_was_set(
+    config: HwAgentConfig, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmos_hw_agent.service.infiniband", lambda root: "ib-1")
+    async with agent(config, bus):
+        pass
+    async with agent(replace(config, labels={"fabric": "mine"}), bus):
+        pass
+    assert [fact.inventory.labels for fact in await said(bus)] == [{"zone": "a", "fabric": "ib-1"}, {"fabric": "mine"}]

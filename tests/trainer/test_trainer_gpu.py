@@ -13,7 +13,7 @@ from llmos.contracts.jobs import DataSource, JobSpec, ModelSource, TrainSettings
 from llmos.contracts.tasks import TaskAssigned
 from llmos.forking import Template
 from llmos_trainer.datasets import write_dataset
-from llmos_trainer.orders import DRAIN, Finished, Progressed, Snapshotted, TrainOrder, decode_report
+from llmos_trainer.orders import DRAIN, Failed, Finished, Progressed, Snapshotted, TrainOrder, decode_report
 from llmos_trainer.rows import Row
 from llmos_trainer.service import PRELOAD, TEMPLATE_ENV
 from llmos_trainer.splits import SPLITS
@@ -67,3 +67,19 @@ async def test_a_run_on_a_gpu_is_resumed_to_the_same_bytes(
     assert taken
     for at in (taken[0], taken[-1]):
         assert digest(await train(f"resumed-{at.step}", resume=at.path)) == undisturbed
+
+
+async def test_a_run_that_needs_more_than_its_share_of_a_gpu_is_told_so(
+    template: Template, tiny_model: Path, rows_of: Any, tmp_path: Path
+) -> None:
+    spec = JobSpec("gpu", ModelSource("file:///m"), DataSource("file:///d"))
+    assigned = TaskAssigned("t", "j", "default", "train", 1, 1, spec, devices=["0"], gpu_milli=1, gpu_memory=1 << 20)
+    write_dataset(tmp_path / "data", {name: [Row(1, **row) for row in rows_of(96)] for name in SPLITS})
+    order = TrainOrder(
+        task="t", recipe="r", dataset=str(tmp_path / "data"), base=str(tiny_model), work=str(tmp_path / "work"),
+        settings=TrainSettings(), device="cuda", gpu_milli=assigned.gpu_milli, gpu_memory=assigned.gpu_memory,
+    )  # fmt: skip
+    child = await template.fork("llmos_trainer.training:run", msgspec.json.encode(order), env=environment(assigned))
+    last = [decode_report(message) async for message in child][-1]
+    assert isinstance(last, Failed)
+    assert (last.problem.code, last.retryable) == ("out_of_memory", False)
