@@ -27,6 +27,7 @@ class Arrival:
     priority: int = 0
     queue: str = ""
     deadline: int | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,20 @@ class Waiting(Struct, frozen=True):
     p99_s: float
 
 
+class Served(Struct, frozen=True):
+    """What one queue or tenant got: GPU hours held, and how much slower its jobs were than alone (JCT by duration)."""
+
+    jobs: int
+    gpu_hours: float
+    average_slowdown: float
+
+
 class Summary(Struct, frozen=True):
     """The figures of one replay.
 
     `makespan_s`: from the first submission to the last end. `utilisation`: GPU time held over GPU time there was in it.
-    `fairness_jain`: Jain's index over the jobs' durations by JCT (1: all were slowed down alike).
+    `fairness_jain`: Jain's index over the jobs' durations by JCT (1: all were slowed down alike); likewise over the
+    average slowdowns of queues and of tenants.
     """
 
     policy: str
@@ -41,6 +50,10 @@ class Summary(Struct, frozen=True):
     waiting_by_queue: dict[str, Waiting]
     deadlines: int = 0
     deadlines_met: int = 0
+    by_queue: dict[str, Served] = {}
+    by_tenant: dict[str, Served] = {}
+    fairness_by_queue: float = 1.0
+    fairness_by_tenant: float = 1.0
 
 
 @dataclass(slots=True)
@@ -54,40 +67,48 @@ class Step:
 
 @dataclass(slots=True)
 class Tally:
-    """The fold."""
+    """The fold. Jobs in `aside` load the cluster, but their own end is not counted: it is not known."""
 
     gpus: int
+    aside: frozenset[str] = frozenset()
     ended: list[tuple[Arrival, int, int]] = field(default_factory=list)  # job, JCT, time held
     rejected: int = 0
     preemptions: int = 0
     _since: dict[str, int] = field(default_factory=dict)
     _held: dict[str, int] = field(default_factory=dict)
-    _changes: list[tuple[int, int, int]] = field(default_factory=list)  # time, change of busy GPUs, of waiting jobs
+    _changes: list[tuple[int, int, int, str]] = field(default_factory=list)  # time, busy GPUs, waiting jobs, queue
 
     def add(self, event: Event) -> None:
         """Count one event; they come in order."""
-        id, gpus = event.job.id, event.job.gpus
+        id, gpus, queue = event.job.id, event.job.gpus, event.job.queue
         if event.kind == "rejected":
             self.rejected += 1
             return
         if event.kind == "start":
             self._since[id] = event.time
             if id not in self._held:
-                self._changes.append((event.job.submitted, 0, 1))
-            self._changes.append((event.time, gpus, -1))
+                self._changes.append((event.job.submitted, 0, 1, queue))
+            self._changes.append((event.time, gpus, -1, queue))
             return
         self._held[id] = self._held.get(id, 0) + event.time - self._since[id]
-        self._changes.append((event.time, -gpus, int(event.kind == "preemption")))
+        self._changes.append((event.time, -gpus, int(event.kind == "preemption"), queue))
         if event.kind == "preemption":
             self.preemptions += 1
-        else:
+        elif id not in self.aside:
             self.ended.append((event.job, event.time - event.job.submitted, self._held.pop(id)))
 
-    def course(self) -> list[Step]:
-        """Busy GPUs and waiting jobs, at each moment at which they changed."""
+    @property
+    def queues(self) -> list[str]:
+        """Queues whose jobs came, by name."""
+        return sorted({queue for *_, queue in self._changes})
+
+    def course(self, queue: str | None = None) -> list[Step]:
+        """Busy GPUs and waiting jobs (of one queue, if one is named), at each moment at which any of them changed."""
         steps: list[Step] = []
         busy = waiting = 0
-        for time, gpus, jobs in sorted(self._changes, key=lambda change: change[0]):
+        for time, gpus, jobs, whose in sorted(self._changes, key=lambda change: change[0]):
+            if queue not in (None, whose):
+                gpus = jobs = 0
             busy, waiting = busy + gpus, waiting + jobs
             if steps and steps[-1].time == time:
                 steps[-1] = Step(time, busy, waiting)
@@ -102,6 +123,7 @@ class Tally:
         span = max((job.submitted + jct for job, jct, _ in self.ended), default=0) - first
         held = sum(time * job.gpus for job, _, time in self.ended)
         speeds = [job.duration / jct if jct else 1.0 for job, jct, _ in self.ended]
+        by_queue, by_tenant = self._served(lambda job: job.queue), self._served(lambda job: job.tenant)
         due = [(job.deadline, job.submitted + jct) for job, jct, _ in self.ended if job.deadline is not None]
         return Summary(
             policy=policy,
@@ -113,14 +135,32 @@ class Tally:
             average_jct_s=_mean(jcts),
             p99_jct_s=percentile(jcts, 0.99),
             makespan_s=span / 1000,
-            bounded_slowdown=_mean(max(1.0, jct / max(job.duration, SHORT_S * 1000)) for job, jct, _ in self.ended),
+            bounded_slowdown=_mean(_slowdown(job, jct) for job, jct, _ in self.ended),
             utilisation=round(held / (span * self.gpus), 6) if span else 0.0,
             fairness_jain=_jain(speeds),
             waiting_by_priority=self._waiting(lambda job: (job.priority, str(job.priority))),
             waiting_by_queue=self._waiting(lambda job: (0, job.queue)),
             deadlines=len(due),
             deadlines_met=sum(end <= deadline for deadline, end in due),
+            by_queue=by_queue,
+            by_tenant=by_tenant,
+            fairness_by_queue=_jain([1 / served.average_slowdown for served in by_queue.values()]),
+            fairness_by_tenant=_jain([1 / served.average_slowdown for served in by_tenant.values()]),
         )
+
+    def _served(self, whose: Callable[[Arrival], str]) -> dict[str, Served]:
+        """By whoever the jobs belong to; the slowdowns are bounded."""
+        kinds: dict[str, list[tuple[Arrival, int, int]]] = {}
+        for ended in self.ended:
+            kinds.setdefault(whose(ended[0]), []).append(ended)
+        return {
+            name: Served(
+                jobs=len(found),
+                gpu_hours=round(sum(held * job.gpus for job, _, held in found) / 3_600_000, 3),
+                average_slowdown=_mean(_slowdown(job, jct) for job, jct, _ in found),
+            )
+            for name, found in sorted(kinds.items())
+        }
 
     def _waiting(self, sort: Callable[[Arrival], tuple[int, str]]) -> dict[str, Waiting]:
         """By class: `sort` gives its place and its name."""
@@ -131,6 +171,11 @@ class Tally:
             name: Waiting(len(waits), _mean(waits), percentile(sorted(waits), 0.99))
             for (_, name), waits in sorted(classes.items())
         }
+
+
+def _slowdown(job: Arrival, jct: int) -> float:
+    """Bounded slowdown (Feitelson et al., JSSPP 1997)."""
+    return max(1.0, jct / max(job.duration, SHORT_S * 1000))
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:
