@@ -137,8 +137,9 @@ def fold(facts: Iterable[Fact]) -> Log:
     folds = {name: (decoders[kind], on_fact) for name, (kind, on_fact) in _FOLDS.items()}
     for fact in facts:
         log.facts += 1
-        log.last = max(log.last, round(fact.time * 1000))
-        log.first = log.last if log.first < 0 else log.first
+        now = round(fact.time * 1000)
+        log.last = max(log.last, now)
+        log.first = now if log.first < 0 else min(log.first, now)
         known = folds.get(fact.type)
         if known is None:
             continue
@@ -147,7 +148,7 @@ def fold(facts: Iterable[Fact]) -> Log:
             event = decode(fact.data)
         except msgspec.DecodeError:
             continue
-        on_fact(log, event, log.last)
+        on_fact(log, event, now)
     for job in log.jobs.values():
         _settle(log, job)
     log.nodes = {name: has for name, has in log.nodes.items() if log.workers.get(name, set()) & {"train", "export"}}

@@ -1,126 +1,185 @@
-"""A replay as one HTML page without any other file: figures, utilisation and queue over time, waiting by priority."""
+"""Replays as one HTML page without any other file: figures side by side, GPUs and queues over time, waiting by
+priority, fairness among queues and tenants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from llmos_scheduler.replay_summary import Step, Summary, Waiting
+from llmos_scheduler.charts import STYLE, areas, bars, lines, span, spans
+from llmos_scheduler.replay_summary import Served, Step, Summary, Tally
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 200, 60, 24, 10
 COLUMNS = 400  # points of a curve: each is the average over its stretch of time
-UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+MOST_ROWS = 12  # queues or tenants of a chart, those with the most GPU hours
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #8a929c; --line: #2f6db3; --fill: #2f6db333; --back: #fff }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --faint: #7d8691; --line: #6aa8ee; --fill: #6aa8ee33;
-  --back: #14171b } }
+PAGE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 900px;
   margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem }
-svg { width: 100%; height: auto } text { fill: var(--faint); font-size: 11px } .value { fill: var(--ink) }
-.curve { fill: var(--fill); stroke: var(--line); stroke-width: 1.2 } .axis { stroke: var(--faint); stroke-width: .6 }
-.bar { fill: var(--line) } .tail { fill: var(--fill) }
-table { border-collapse: collapse } td, th { text-align: left; padding: .1rem 1.2rem .1rem 0; font-weight: normal }
-td { font-variant-numeric: tabular-nums }
+h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 1.8rem 0 .3rem } p { margin: .3rem 0 }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+td, th { text-align: right; padding: .15rem .6rem; font-weight: normal; border-bottom: 1px solid var(--rule) }
+th:first-child { text-align: left; padding-left: 0; color: var(--faint) } td { font-variant-numeric: tabular-nums }
+thead th { color: var(--ink); font-weight: 600 } .best { font-weight: 600 }
 """
 
 
-def render(summary: Summary, course: Sequence[Step]) -> str:
-    """The page."""
-    durations = "unknown to the scheduler" if summary.blind else "known"
-    figures = [
-        ("Average JCT", _span(summary.average_jct_s)),
-        ("p99 JCT", _span(summary.p99_jct_s)),
-        ("Makespan", _span(summary.makespan_s)),
-        ("Bounded slowdown", f"{summary.bounded_slowdown:.2f}"),
-        ("Utilisation", f"{summary.utilisation:.1%}"),
-        ("Fairness (Jain)", f"{summary.fairness_jain:.3f}"),
-        ("Preemptions", f"{summary.preemptions}"),
-        ("Rejected jobs", f"{summary.rejected}"),
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One replay, or what really happened: its name, its figures, and its course."""
+
+    name: str
+    summary: Summary
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A row of the table; `better` is -1 if less is better, 1 if more is, 0 if neither."""
+
+    name: str
+    value: Callable[[Summary], float]
+    told: Callable[[Sequence[float]], Sequence[str]]
+    better: int = 0
+
+    def row(self, summaries: Iterable[Summary]) -> Sequence[str]:
+        """The figure of each; empty if it says nothing of any of them."""
+        values = [self.value(summary) for summary in summaries]
+        return self.told(values) if any(values) or self.better < 0 else []
+
+
+def _in(form: str) -> Callable[[Sequence[float]], Sequence[str]]:
+    return lambda values: [format(value, form) for value in values]
+
+
+FIGURES = (
+    _Figure("Average JCT", lambda summary: summary.average_jct_s, spans, -1),
+    _Figure("p99 JCT", lambda summary: summary.p99_jct_s, spans, -1),
+    _Figure("Makespan", lambda summary: summary.makespan_s, spans, -1),
+    _Figure("Bounded slowdown", lambda summary: summary.bounded_slowdown, _in(".2f"), -1),
+    _Figure("Utilisation", lambda summary: summary.utilisation, _in(".1%"), 1),
+    _Figure("Fairness of jobs (Jain)", lambda summary: summary.fairness_jain, _in(".3f"), 1),
+    _Figure("Fairness of queues", lambda summary: summary.fairness_by_queue, _in(".3f"), 1),
+    _Figure("Fairness of tenants", lambda summary: summary.fairness_by_tenant, _in(".3f"), 1),
+    _Figure("Preemptions", lambda summary: summary.preemptions, _in(".0f")),
+    _Figure("Deadlines met", lambda summary: summary.deadlines_met, _in(".0f"), 1),
+    _Figure("Jobs that ended", lambda summary: summary.jobs, _in(".0f")),
+    _Figure("Jobs that can never run", lambda summary: summary.rejected, _in(".0f"), -1),
+)
+
+
+def render(runs: Sequence[Run], unit: str = "GPUs", note: str = "") -> str:
+    """The page. `runs` is at least one, all of one trace."""
+    first = runs[0]
+    names = ", ".join(run.name for run in runs)
+    parts = [
+        f"<h1>{first.summary.jobs} jobs on {first.summary.gpus} {unit}: {escape(names)}</h1>",
+        f"<p>{escape(note)}</p>" if note else "",
+        f'<div class="wide">{_table(runs)}</div>',
+        f"<h2>{unit} in use</h2>",
+        _curves(f"{unit} in use over time", runs, lambda step: step.busy, max(run.summary.gpus for run in runs)),
+        "<h2>Jobs waiting</h2>",
+        _curves("Jobs waiting over time", runs, lambda step: step.waiting),
+        "<h2>Waiting by priority</h2><p>Average, and faintly up to the 99th percentile.</p>",
+        _waiting(runs),
+        *_fairness("queue", runs, lambda summary: summary.by_queue),
+        *_fairness("tenant", runs, lambda summary: summary.by_tenant),
     ]
-    if summary.deadlines:
-        figures.append(("Deadlines met", f"{summary.deadlines_met} of {summary.deadlines}"))
-    rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in figures)
-    queues = ""
-    if len(summary.waiting_by_queue) > 1:
-        queues = "<h2>Waiting by queue</h2>" + _bars("Waiting by queue", summary.waiting_by_queue)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>Replay: '
-        f"{escape(summary.policy)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{summary.jobs} jobs on {summary.gpus} GPUs under {escape(summary.policy)}</h1>"
-        f"<p>Durations were {durations}.</p><table>{rows}</table>"
-        f"<h2>GPUs in use</h2>{_curve('GPUs in use over time', course, lambda step: step.busy, summary.gpus)}"
-        f"<h2>Jobs waiting</h2>{_curve('Jobs waiting over time', course, lambda step: step.waiting)}"
-        f"<h2>Waiting by priority</h2>{_bars('Waiting by priority', summary.waiting_by_priority)}{queues}"
-        "</body></html>\n"
+        f'<meta name="viewport" content="width=device-width"><title>Replay: {escape(names)}</title>'
+        f"<style>{STYLE}{PAGE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
-def averages(course: Sequence[Step], value: Callable[[Step], int], columns: int = COLUMNS) -> list[float]:
-    """The time average of a step function over each of `columns` equal stretches of its time."""
+def averages(
+    course: Sequence[Step], value: Callable[[Step], int], columns: int = COLUMNS, ends: tuple[int, int] | None = None
+) -> list[float]:
+    """The time average of a step function over each of `columns` equal stretches of its time, or of that between
+    `ends`."""
     if len(course) < 2:
-        return []
-    start, end = course[0].time, course[-1].time
+        return [0.0] * columns if ends else []
+    start, end = ends or (course[0].time, course[-1].time)
+    length = max(1, end - start)
     sums = [0.0] * columns
     for step, after in pairwise(course):
-        here, until = step.time - start, after.time - start
+        here, until = step.time - start, min(after.time, end) - start
         while here < until:
-            column = here * columns // (end - start)
-            edge = min(until, -(-(column + 1) * (end - start) // columns))
+            column = here * columns // length
+            edge = min(until, -(-(column + 1) * length // columns))
             sums[column] += value(step) * (edge - here)
             here = edge
-    return [total * columns / (end - start) for total in sums]
+    return [total * columns / length for total in sums]
 
 
-def _curve(title: str, course: Sequence[Step], value: Callable[[Step], int], most: int = 0) -> str:
-    points = averages(course, value)
-    if not points:
+def _table(runs: Sequence[Run]) -> str:
+    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
+    rows = []
+    for figure in FIGURES:
+        values = [figure.value(run.summary) for run in runs]
+        best = max(value * figure.better for value in values)
+        marked = figure.better and len(set(values)) > 1
+        cells = [
+            f"<td{' class=best' if marked and value * figure.better == best else ''}>{told}</td>"
+            for value, told in zip(values, figure.row(run.summary for run in runs), strict=False)
+        ]
+        if cells:
+            rows.append(f"<tr><th>{figure.name}</th>{''.join(cells)}</tr>")
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _curves(title: str, runs: Sequence[Run], value: Callable[[Step], int], most: float = 0.0) -> str:
+    """One run: its queues stacked. Several: a line for each, in one time."""
+    courses = [run.tally.course() for run in runs]
+    times = [step.time for course in courses for step in course]
+    if not times:
         return "<p>Nothing ran.</p>"
-    top = max(most, max(points), 1)
-    wide, high = WIDTH - LEFT, HEIGHT - BOTTOM - TOP
-    path = " ".join(
-        f"{LEFT + index * wide / (len(points) - 1):.1f},{TOP + high * (1 - point / top):.1f}"
-        for index, point in enumerate(points)
-    )
-    floor = TOP + high
-    length = (course[-1].time - course[0].time) / 1000
-    labels = "".join(
-        f'<text x="{LEFT + wide * quarter / 4:.0f}" y="{HEIGHT - 6}" text-anchor="{anchor}">'
-        f"{_span(length * quarter / 4)}</text>"
-        for quarter, anchor in enumerate(("start", "middle", "middle", "middle", "end"))
-    ) + "".join(
-        f'<text x="{LEFT - 6}" y="{TOP + high * (1 - part) + 4:.0f}" text-anchor="end">{top * part:.4g}</text>'
-        for part in (0.0, 0.5, 1.0)
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>'
-        f'<polygon class="curve" points="{LEFT},{floor} {path} {WIDTH},{floor}"/>'
-        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{WIDTH}" fill="none"/>{labels}</svg>'
+    ends = (min(times), max(times))
+    seconds = (ends[1] - ends[0]) / 1000
+    if len(runs) > 1:
+        series = [(run.name, averages(course, value, ends=ends)) for run, course in zip(runs, courses, strict=True)]
+        return lines(title, series, seconds, most)
+    tally = runs[0].tally
+    return areas(
+        title, [(name, averages(tally.course(name), value, ends=ends)) for name in tally.queues], seconds, most
     )
 
 
-def _bars(title: str, classes: dict[str, Waiting]) -> str:
-    """A row for each class: its average as a full bar, up to its p99 a faint one."""
-    most = max((max(waiting.p99_s, waiting.average_s) for waiting in classes.values()), default=0.0) or 1.0
-    wide, row = WIDTH - 330, 26
-    parts = []
-    for index, (name, waiting) in enumerate(classes.items()):
-        y = index * row + 5
-        told = f"average {_span(waiting.average_s)}, p99 {_span(waiting.p99_s)}"
-        parts.append(
-            f'<text x="{LEFT + 40}" y="{y + 12}" text-anchor="end" class="value">{escape(name or "(none)")}</text>'
-            f'<rect class="tail" x="{LEFT + 50}" y="{y}" width="{wide * waiting.p99_s / most:.1f}" height="16"/>'
-            f'<rect class="bar" x="{LEFT + 50}" y="{y}" width="{wide * waiting.average_s / most:.1f}" height="16"/>'
-            f'<text x="{WIDTH}" y="{y + 12}" text-anchor="end">{waiting.jobs} jobs, {told}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {len(classes) * row + 8}" role="img"><title>{escape(title)}</title>'
-        f"{''.join(parts)}</svg>"
-    )
+def _waiting(runs: Sequence[Run]) -> str:
+    classes = sorted({name for run in runs for name in run.summary.waiting_by_priority}, key=int)
+    rows = {}
+    for name in classes:
+        row = []
+        for run in runs:
+            waiting = run.summary.waiting_by_priority.get(name)
+            if waiting is None:
+                row.append((0.0, 0.0, "no jobs"))
+                continue
+            told = f"{span(waiting.average_s)}, p99 {span(waiting.p99_s)}, {waiting.jobs} jobs"
+            row.append((waiting.average_s, waiting.p99_s, told))
+        rows[f"priority {name}"] = row
+    return bars("Waiting by priority", rows, [run.name for run in runs])
 
 
-def _span(seconds: float) -> str:
-    """A length of time, in its largest unit."""
-    size, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
-    return f"{seconds / size:.3g} {unit}"
+def _fairness(noun: str, runs: Sequence[Run], served: Callable[[Summary], dict[str, Served]]) -> list[str]:
+    """How much each queue (or tenant) was slowed down, and what it got; nothing if there is only one."""
+    hours: dict[str, float] = {}
+    for run in runs:
+        for name, got in served(run.summary).items():
+            hours[name] = max(hours.get(name, 0.0), got.gpu_hours)
+    if len(hours) < 2:
+        return []
+    shown = sorted(sorted(hours, key=lambda name: -hours[name])[:MOST_ROWS])
+    rows = {}
+    for name in shown:
+        found = [served(run.summary).get(name) for run in runs]
+        rows[name or "(no name)"] = [
+            (got.average_slowdown, got.average_slowdown, f"{got.average_slowdown:.3g}x, {got.gpu_hours:.3g} GPU h")
+            if got
+            else (0.0, 0.0, "no jobs")
+            for got in found
+        ]
+    more = f" The {MOST_ROWS} of {len(hours)} with the most GPU hours." if len(hours) > MOST_ROWS else ""
+    return [
+        f"<h2>Slowdown by {noun}</h2><p>Time in the system over time alone, bounded; and GPU hours held.{more}</p>",
+        bars(f"Slowdown by {noun}", rows, [run.name for run in runs]),
+    ]

@@ -1,5 +1,9 @@
 """A running system's events, read back as what really happened: jobs, their work, nodes and queues."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
 from msgspec import Struct
@@ -7,6 +11,9 @@ from msgspec import Struct
 from llmos.contracts import jobs, nodes, queues, subjects, tasks
 from llmos.errors import Problem, Rejected
 from llmos_scheduler.logged import Log, fold, read_lines
+from llmos_scheduler.replay_logged import trace_of
+from llmos_scheduler.replay_summary import Tally
+from llmos_scheduler.simulate import main
 
 SPEC = jobs.JobSpec("intents", jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///rows"))
 
@@ -127,3 +134,58 @@ def test_unknown_facts_and_bodies_are_passed_over_and_a_broken_line_is_named() -
     assert fold(read_lines([unknown, b"\n", unreadable], "x")).facts == 2
     with pytest.raises(Rejected, match=r"^events.jsonl, line 2: "):
         fold(read_lines([line(1, admitted()), b"{\n"], "events.jsonl"))
+
+
+def shared_history() -> list[tuple[float, Struct]]:
+    """A node of two GPUs: `long` has both, `short` waits for it; `late` goes on."""
+    inventory = nodes.Inventory(cpus=8, memory=1 << 30, gpus=[nodes.Gpu(f"g{n}", "H100", 1 << 30, n) for n in (0, 1)])
+    facts: list[tuple[float, Struct]] = [
+        (100, nodes.NodeInventoried("n", 1, inventory)),
+        (100, nodes.WorkerJoined("n", "trainer", ["check", "train"])),
+        (100, queues.QueuesChanged([queues.QueueSettings("default", "srsf")])),
+    ]
+    for place, (job, begin, end, gpus) in enumerate(
+        (("long", 110, 210, 2), ("short", 210, 220, 1), ("late", 220, 0, 1))
+    ):
+        spec = msgspec.structs.replace(SPEC, name=job, priority=50 + place, resources=jobs.ResourceRequest(gpus=gpus))
+        where: dict[str, Any] = task(job, lease=place + 1)
+        facts += [
+            (110, admitted(spec, job)),
+            (110, tasks.TaskSucceeded(**{**where, "task": f"{job}-check", "kind": "check"})),
+            (begin, tasks.TaskPlaced(**where, attempt=1, devices=["g0", "g1"][:gpus])),
+        ]
+        if end:
+            facts.append((end, tasks.TaskSucceeded(**where)))
+    return [*facts, (230, nodes.NodeLost("other"))]
+
+
+def test_what_really_happened_is_told_in_the_terms_of_a_replay() -> None:
+    trace = trace_of(history(*shared_history()))
+    assert (trace.nodes, trace.unit, trace.guessed) == ([("n", 2)], "GPUs", {"late"})
+    assert [(job.id, job.submitted, job.duration, job.gpus) for job in trace.arrivals] == [
+        ("long", 10_000, 100_000, 2), ("short", 10_000, 10_000, 1), ("late", 10_000, 77_500, 1),
+    ]  # fmt: skip
+    tally = Tally(2, trace.guessed)
+    for event in trace.events:
+        tally.add(event)
+    summary = tally.summary("really", True)
+    assert (summary.jobs, summary.average_jct_s) == (2, 105.0)
+
+
+def test_a_history_is_replayed_beside_what_really_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"".join(line(at, event) for at, event in sorted(shared_history(), key=lambda fact: fact[0])))
+    assert main(["replay", "--from-log", str(file), "--json"]) == 0
+    really, planned = json.loads(capsys.readouterr().out)
+    assert (really["policy"], really["average_jct_s"]) == ("really", 105.0)
+    assert (planned["policy"], planned["average_jct_s"]) == ("priority", (10 + 77.5 + 100) / 2)
+    assert main(["replay", "--from-log", str(file), "--nodes", "2x2", "--policy", "fifo"]) == 0
+    out = capsys.readouterr().out
+    assert "15 events, 3 jobs on 1 nodes; 1 had not ended: they load the cluster, and are not counted." in out
+
+
+def test_a_history_without_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "events.jsonl").write_bytes(line(1, admitted()))
+    assert main(["replay", "--from-log", str(tmp_path / "events.jsonl")]) == 2
+    assert "none of the 1 jobs" in capsys.readouterr().err
+    assert main(["replay", "--from-log", str(tmp_path / "none.jsonl")]) == 2

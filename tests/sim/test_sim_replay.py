@@ -170,9 +170,41 @@ def test_the_command_writes_events_a_summary_and_a_report(tmp_path: Path, capsys
         (40, "end", "2"),
     ]
     html = page.read_text()
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 4  # in use, waiting, by priority, slowdown by queue
     assert "http" not in html
     assert "<script" not in html
+
+
+def test_several_policies_are_compared_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "report.html"
+    trace = "job_id,submit_time,duration,num_gpu,priority\n1,0,30,8,0\n2,0,10,8,1\n"
+    assert replay(tmp_path, trace, "--policy", "fifo,srsf", "--report", str(page)) == 0
+    rows = {row[:25].strip(): row[25:].split() for row in capsys.readouterr().out.splitlines()}
+    assert rows[""] == ["fifo", "srsf"]
+    assert rows["Average JCT"] == ["35", "s", "25", "s"]
+    assert rows["Waiting, priority 1"] == ["30", "s", "0", "s"]
+    html = page.read_text()
+    assert html.count("<polyline") == 2 * 2
+    assert "<td class=best>25 s</td>" in html
+    assert replay(tmp_path, trace, "--policy", "fifo,srsf", "--json") == 0
+    assert [found["policy"] for found in json.loads(capsys.readouterr().out)] == ["fifo", "srsf"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--policy", "fifo,sjf"], "there is no policy 'sjf'; choose of fifo, easy"),
+        (["--policy", "fifo,saf", "--out", "x"], "--out holds the events of one policy"),
+    ],
+)
+def test_wrong_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], word: str
+) -> None:
+    try:
+        code = replay(tmp_path, TRACE, *options)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    assert (code, word in capsys.readouterr().err) == (2, True)
 
 
 def test_a_trace_whose_durations_would_last_years_is_in_milliseconds(
