@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import floor, log10
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 200, 60, 24, 10
 UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -34,7 +35,7 @@ def areas(title: str, series: Series, seconds: float, most: float = 0.0) -> str:
     for _, values in series:
         below, sums = sums, [low + value for low, value in zip(sums, values, strict=True)]
         stacked.append((below, sums))
-    top = max([most, *sums]) or 1.0
+    top = _ceiling(max([most, *sums]), most)
     shapes = [
         f'<polygon points="{_points(above, top)} {_points(below, top, back=True)}" fill="{color(index)}" '
         f'fill-opacity=".75" stroke="{color(index)}" stroke-width=".5"/>'
@@ -45,7 +46,7 @@ def areas(title: str, series: Series, seconds: float, most: float = 0.0) -> str:
 
 def lines(title: str, series: Series, seconds: float, most: float = 0.0) -> str:
     """A line for each series."""
-    top = max([most, *(max(values, default=0.0) for _, values in series)]) or 1.0
+    top = _ceiling(max([most, *(max(values, default=0.0) for _, values in series)]), most)
     shapes = [
         f'<polyline points="{_points(values, top)}" fill="none" stroke="{color(index)}" stroke-width="1.4"/>'
         for index, (_, values) in enumerate(series)
@@ -84,6 +85,14 @@ def spans(seconds: Sequence[float]) -> list[str]:
     """Lengths of time, all in the largest unit of the longest."""
     size, unit = next((pair for pair in UNITS if max(seconds) >= pair[0]), UNITS[-1])
     return [f"{value / size:.3g} {unit}" for value in seconds]
+
+
+def _ceiling(top: float, most: float) -> float:
+    """The end of an axis: `most` if nothing exceeds it, else a round number that half of is one too."""
+    if top == most and most:
+        return most
+    size = 10.0 ** floor(log10(top)) if top > 0 else 1.0
+    return next(size * step for step in (1, 2, 4, 5, 6, 8, 10) if size * step >= top)
 
 
 def _points(values: Sequence[float], top: float, *, back: bool = False) -> str:

@@ -9,15 +9,15 @@ from itertools import pairwise
 from llmos_scheduler.charts import STYLE, areas, bars, lines, span, spans
 from llmos_scheduler.replay_summary import Served, Step, Summary, Tally
 
-COLUMNS = 400  # points of a curve: each is the average over its stretch of time
+COLUMNS = 200  # points of a curve: each is the average over its stretch of time
 MOST_ROWS = 12  # queues or tenants of a chart, those with the most GPU hours
 
 PAGE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 900px;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 1.8rem 0 .3rem } p { margin: .3rem 0 }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-td, th { text-align: right; padding: .15rem .6rem; font-weight: normal; border-bottom: 1px solid var(--rule) }
+.wide { overflow-x: auto } table { border-collapse: collapse }
+td, th { text-align: right; padding: .15rem 1rem; font-weight: normal; border-bottom: 1px solid var(--rule) }
 th:first-child { text-align: left; padding-left: 0; color: var(--faint) } td { font-variant-numeric: tabular-nums }
 thead th { color: var(--ink); font-weight: 600 } .best { font-weight: 600 }
 """
@@ -40,11 +40,12 @@ class _Figure:
     value: Callable[[Summary], float]
     told: Callable[[Sequence[float]], Sequence[str]]
     better: int = 0
+    plain: float = 0.0  # a value that says nothing
 
     def row(self, summaries: Iterable[Summary]) -> Sequence[str]:
         """The figure of each; empty if it says nothing of any of them."""
         values = [self.value(summary) for summary in summaries]
-        return self.told(values) if any(values) or self.better < 0 else []
+        return self.told(values) if any(value != self.plain for value in values) else []
 
 
 def _in(form: str) -> Callable[[Sequence[float]], Sequence[str]]:
@@ -58,8 +59,8 @@ FIGURES = (
     _Figure("Bounded slowdown", lambda summary: summary.bounded_slowdown, _in(".2f"), -1),
     _Figure("Utilisation", lambda summary: summary.utilisation, _in(".1%"), 1),
     _Figure("Fairness of jobs (Jain)", lambda summary: summary.fairness_jain, _in(".3f"), 1),
-    _Figure("Fairness of queues", lambda summary: summary.fairness_by_queue, _in(".3f"), 1),
-    _Figure("Fairness of tenants", lambda summary: summary.fairness_by_tenant, _in(".3f"), 1),
+    _Figure("Fairness of queues", lambda summary: summary.fairness_by_queue, _in(".3f"), 1, 1.0),
+    _Figure("Fairness of tenants", lambda summary: summary.fairness_by_tenant, _in(".3f"), 1, 1.0),
     _Figure("Preemptions", lambda summary: summary.preemptions, _in(".0f")),
     _Figure("Deadlines met", lambda summary: summary.deadlines_met, _in(".0f"), 1),
     _Figure("Jobs that ended", lambda summary: summary.jobs, _in(".0f")),
