@@ -2,11 +2,16 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
+
+from llmos.contracts.models import ServingContract
+from llmos_exporter.exporting import export
+from llmos_exporter.orders import ExportOrder, Finished
 
 WORDS = [f"w{number}" for number in range(60)]
 LABELS = ["blue", "green", "red"]
@@ -19,12 +24,14 @@ def make_tokenizer(folder: Path, *, cls: str, sep: str, padding: str) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", special_tokens=[(cls, 0), (sep, 2)]
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=[(cls, 0), (sep, 2)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def make_model(architecture: str, folder: Path, *, seed: int = 0) -> Path:
+def make_model(
+    architecture: str, folder: Path, *, seed: int = 0, head: str | None = None, labels: Sequence[str] = LABELS
+) -> Path:
     """A random model whose logits are large enough for a fault to show."""
     import torch
     import transformers as t
@@ -33,7 +40,7 @@ def make_model(architecture: str, folder: Path, *, seed: int = 0) -> Path:
     shared: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 1, "num_labels": 3, "initializer_range": 0.4}
     usual: dict[str, Any] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": 40, "type_vocab_size": 2,
     }  # fmt: skip
     makers: dict[str, Callable[[], Any]] = {
         "bert": lambda: t.BertForSequenceClassification(t.BertConfig(**shared, **usual)),
@@ -44,11 +51,26 @@ def make_model(architecture: str, folder: Path, *, seed: int = 0) -> Path:
         ),
     }
     model = makers[architecture]()
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: at for at, label in enumerate(LABELS)}
+    if head is not None:
+        model.config.num_labels = 2 if "Question" in head else len(labels)
+        torch.manual_seed(seed)
+        model = getattr(t, head)(model.config)
+    if "Question" not in (head or ""):
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: at for at, label in enumerate(labels)}
     model.save_pretrained(folder)
     make_tokenizer(folder, cls="<s>", sep="</s>", padding="<pad>")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a random encoder with another head."""
+
+    def make(architecture: str, head: str, labels: Sequence[str] = LABELS) -> Path:
+        return make_model(architecture, tmp_path_factory.mktemp(head), head=head, labels=labels)
+
+    return make
 
 
 def make_dataset(folder: Path, rows: int = 90, *, seed: int = 0) -> Path:
@@ -129,6 +151,38 @@ def write_splits(folder: Path, rows: list[dict[str, Any]]) -> Path:
     for split in ("train", "validation", "test"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+class Exported(NamedTuple):
+    done: Finished
+    contract: ServingContract
+    folder: Path
+    order: ExportOrder
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Exported]:
+    """Export a model for a task, gated by rows; what was measured, and the artifact."""
+
+    def do(
+        task: str,
+        model: Path,
+        rows: list[dict[str, Any]],
+        precision: str = "fp32",
+        target: str = "cpu",
+        length: int = 0,
+    ) -> Exported:
+        room = tmp_path / f"{task}-{precision}-{target}"
+        asked = ExportOrder(
+            task=task, precision=precision, model=str(model), dataset=str(write_splits(tmp_path / "rows", rows)),
+            work=str(room / "work"), result=str(room / "result"), max_length=length, threads=1, gate={}, source="",
+            base="", dataset_address="", target=target,
+        )  # fmt: skip
+        done = export(asked, lambda *_: None)
+        contract = msgspec.json.decode((room / "result" / "llmos.json").read_bytes(), type=ServingContract)
+        return Exported(done, contract, room / "result", asked)
+
+    return do
 
 
 @pytest.fixture
