@@ -151,7 +151,10 @@ class Decoder:
                 raise Rejected(f"a {self.config.model_type} model's attention can't be exchanged")
             names = self.cache.past_key, self.cache.past_value
             module = Module(
-                self.model, lambda **given: tuple(attention.logits_and_cache(self.model, *names, given)), interface
+                self.model,
+                lambda **given: tuple(attention.logits_and_cache(self.model, *names, given)),
+                interface,
+                custom=True,
             )
             return {"model": graphs.export(graphs.by_tracing, module, sample, interface, folder / GRAPH)}
         finally:

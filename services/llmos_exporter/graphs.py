@@ -34,11 +34,14 @@ class Interface(NamedTuple):
 
 
 class Module(torch.nn.Module):
-    """A function of named tensors, with the model whose weights it uses."""
+    """A function of named tensors, with the model whose weights it uses; `custom` if it uses operators of
+    onnxruntime's own.
+    """
 
-    def __init__(self, model: Any, function: Callable[..., Any], interface: Interface) -> None:
+    def __init__(self, model: Any, function: Callable[..., Any], interface: Interface, *, custom: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.opsets = {MICROSOFT: 1} if custom else {}
         self._function = function
         self._interface = interface
 
@@ -77,7 +80,7 @@ def by_tracing(module: Module, sample: Feeds, interface: Interface, path: Path) 
         output_names=list(interface.gives),
         dynamic_axes=free,
         opset_version=OPSET,
-        custom_opsets={MICROSOFT: 1},
+        custom_opsets=module.opsets,
     )
 
 

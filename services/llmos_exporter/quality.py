@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,3 +223,24 @@ class NextTokens:
             "perplexity": float(np.exp(min(loss, 700.0))),
             "accuracy": self._right / max(1, self._tokens),
         }
+
+
+class Transcripts:
+    """`wer` and `cer`: the share of words, and of characters, that are wrong, missing or too many (Levenshtein).
+
+    A row's `truth` is its text; `read` makes a text of an answer. Capitals and spaces at the ends do not count.
+    """
+
+    def __init__(self, read: Callable[[Numbers], str]) -> None:
+        self._read = read
+        self._truth: list[str] = []
+        self._found: list[str] = []
+
+    def add(self, rows: Sequence[Any], answers: Sequence[Numbers]) -> None:
+        self._truth += [row.truth.lower().strip() for row in rows]
+        self._found += [self._read(answer).lower().strip() for answer in answers]
+
+    def numbers(self) -> dict[str, float]:
+        import jiwer
+
+        return {"wer": float(jiwer.wer(self._truth, self._found)), "cer": float(jiwer.cer(self._truth, self._found))}

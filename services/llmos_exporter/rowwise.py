@@ -6,7 +6,8 @@ it. Here every matrix product with constant weights becomes, in standard operato
     scale = max|x| / 127, one per row of x;  x8 = round(x / scale) + 128, uint8
     y = MatMulInteger(x8, w8) * scale * scales of w, one per column of w
 
-Integers add up alike in any order. Unsigned activations: onnxruntime's kernel for signed ones is ten times slower.
+The two scales are applied one after the other: onnxruntime 1.32 turns the product of both into a
+`MatMulIntegerToFloat`, which takes the scales of rows wrongly. Integers add up alike in any order. Unsigned activations: onnxruntime's kernel for signed ones is ten times slower.
 Embedding tables become int8 with a scale per row. The rest stays in float32.
 """
 
@@ -71,8 +72,8 @@ class _Quantiser:
         product = f"{out}/product" if biased else out
         self._add("MatMulInteger", [rows, whole, self._constant("rowwise/zero", np.uint8(128))], f"{out}/int")
         self._add("Cast", [f"{out}/int"], f"{out}/float", to=onnx.TensorProto.FLOAT)
-        self._add("Mul", [scale, scales], f"{out}/scale")
-        self._add("Mul", [f"{out}/float", f"{out}/scale"], product)
+        self._add("Mul", [f"{out}/float", scales], f"{out}/columns")
+        self._add("Mul", [f"{out}/columns", scale], product)
         if biased:
             self._add("Add", [product, node.input[2]], out)
         return True

@@ -23,12 +23,33 @@ def _decoder(order: ExportOrder) -> Source:
     return Decoder(order)
 
 
+def _pictures(order: ExportOrder) -> Source:
+    from llmos_exporter.media_tasks import Pictures
+
+    return Pictures(order)
+
+
+def _sounds(order: ExportOrder) -> Source:
+    from llmos_exporter.media_tasks import Sounds
+
+    return Sounds(order, letters=False)
+
+
+def _speech(order: ExportOrder) -> Source:
+    from llmos_exporter.media_tasks import Sounds
+
+    return Sounds(order, letters=True)
+
+
 TASKS: dict[str, Callable[[ExportOrder], Source]] = {
     "text-classification": _text("TEXT_CLASSIFICATION"),
     "token-classification": _text("TOKEN_CLASSIFICATION"),
     "question-answering": _text("QUESTION_ANSWERING"),
     "embeddings": _text("EMBEDDINGS"),
     "text-generation": _decoder,
+    "image-classification": _pictures,
+    "audio-classification": _sounds,
+    "speech-recognition": _speech,
 }
 
 

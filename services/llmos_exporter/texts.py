@@ -5,7 +5,6 @@ and a pair of texts to compare has two.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from llmos.errors import Rejected
-from llmos_exporter import graphs
-from llmos_exporter.graphs import Feeds, Interface, Module
+from llmos_exporter.graphs import Feeds, Interface
 from llmos_exporter.orders import ExportOrder
+from llmos_exporter.single import Single
 from llmos_exporter.sources import (
-    Files,
     Numbers,
     Quality,
     by_size,
@@ -29,7 +27,6 @@ from llmos_exporter.sources import (
     labels_of,
     load_model,
     read_lines,
-    session,
 )
 
 TOKENIZER = "tokenizer.json"
@@ -70,10 +67,8 @@ class Kind(NamedTuple):
     may_miss: Callable[[str], bool] = lambda _: False
 
 
-class Encoder:
+class Encoder(Single):
     """A text encoder as a `Source`."""
-
-    decoder = False
 
     def __init__(self, order: ExportOrder, kind: Kind) -> None:
         import transformers
@@ -114,22 +109,6 @@ class Encoder:
             *(cut[at : at + 8] for at in range(0, len(cut), 8)),
         ]
 
-    def trained(self, rows: Sequence[Text]) -> list[Numbers]:
-        with torch.inference_mode():
-            return self._answers(
-                rows,
-                lambda feeds: self.head({name: torch.from_numpy(feeds[name]) for name in self.inputs}).numpy(),
-            )
-
-    def exported(self, files: Files, threads: int) -> Callable[[Sequence[Any]], list[Numbers]]:
-        graph = session(files["model"], threads)
-        return lambda rows: self._answers(
-            rows, lambda feeds: graph.run([self.kind.output], {name: feeds[name] for name in self.inputs})[0]
-        )
-
-    def routes(self) -> Mapping[str, Callable[[Path], Files]]:
-        return one_graph(self.model, lambda **given: self.head(given), self._sample(), self.interface)
-
     def head(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The graph's output, float32."""
         return self.kind.head(self, given).float()
@@ -139,9 +118,6 @@ class Encoder:
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:
         return self.kind.agreement(wanted, got)
-
-    def beyond(self, exported: Callable[[Sequence[Any]], list[Numbers]], rows: Sequence[Any]) -> dict[str, float]:
-        return {}
 
     def answer(self, exported: Callable[[Sequence[Any]], list[Numbers]], row: Text) -> None:
         exported([row._replace(windows=[self.encode(row.given[0])] if len(row.given) == 1 else row.windows)])
@@ -162,22 +138,23 @@ class Encoder:
         self.tokenizer.save(str(folder / TOKENIZER))
         self.tokenizer.no_padding()
 
-    def _sample(self) -> Feeds:
+    def sample(self) -> Feeds:
         """Two texts of different length, so that padding leaves its trace: with a mask of ones a graph may lose it."""
         words = [token for token in range(5, 13) if token < self.config.vocab_size]
         long = Window(words, [0, 0, 0, 0, 1, 1, 1, 1][: len(words)], [None] * len(words))
         return self._feeds([long, _changed(long, lambda part: part[: len(words) // 2])])
 
-    def _answers(self, rows: Sequence[Text], run: Callable[[Feeds], NDArray[Any]]) -> list[Numbers]:
-        """Every row's answer, its windows in one run, without padding."""
-        windows = [window for row in rows for window in row.windows]
-        found = run(self._feeds(windows))
-        parts = [
-            found[at, : max(1, len(one.ids))] if self.kind.by_token else found[at] for at, one in enumerate(windows)
-        ]
+    def feeds(self, rows: Sequence[Text]) -> Feeds:
+        return self._feeds([window for row in rows for window in row.windows])
+
+    def read(self, found: NDArray[Any], rows: Sequence[Text]) -> list[Numbers]:
+        """Every row's answer, its windows joined, without padding."""
         answers, at = [], 0
         for row in rows:
-            answers.append(self.kind.join(parts[at : at + len(row.windows)]))
+            parts = [found[at + number] for number in range(len(row.windows))]
+            if self.kind.by_token:
+                parts = [part[: max(1, len(one.ids))] for part, one in zip(parts, row.windows, strict=True)]
+            answers.append(self.kind.join(parts))
             at += len(row.windows)
         return answers
 
@@ -190,33 +167,6 @@ class Encoder:
             types[at, : len(one.ids)] = one.types
             mask[at, : max(1, len(one.ids))] = 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-
-
-def one_graph(
-    model: Any, function: Callable[..., Any], sample: Feeds, interface: Interface
-) -> dict[str, Callable[[Path], Files]]:
-    """Every route to the one graph of a function of the model."""
-
-    def by(route: graphs.Route) -> Callable[[Path], Files]:
-        def make(folder: Path) -> Files:
-            with eager(model):
-                module = Module(model, function, interface)
-                return {"model": graphs.export(route, module, sample, interface, folder / GRAPH)}
-
-        return make
-
-    return {name: by(route) for name, route in graphs.ROUTES.items()}
-
-
-@contextmanager
-def eager(model: Any) -> Iterator[None]:
-    """Attention as plain matrix products: fewer nodes, and onnxruntime knows how to fuse them."""
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(attention)
 
 
 def window(encoding: Any) -> Window:

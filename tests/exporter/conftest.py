@@ -185,6 +185,56 @@ def exported(tmp_path: Path) -> Callable[..., Exported]:
     return do
 
 
+def make_media(architecture: str, folder: Path) -> Path:
+    """A random model of pictures or sounds with its preprocessor's settings."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    named: dict[str, Any] = {
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: at for at, label in enumerate(LABELS)},
+    }
+    wide: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    heard: dict[str, Any] = wide | {
+        "conv_dim": (16, 16, 16), "conv_stride": (5, 4, 4), "conv_kernel": (10, 8, 4), "num_feat_extract_layers": 3,
+        "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16,
+        "hidden_dropout": 0.0, "vocab_size": 12, "pad_token_id": 0,
+    }  # fmt: skip
+    layered = heard | {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    makers: dict[str, Callable[[], Any]] = {
+        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**wide, **named, image_size=32, patch_size=8)),
+        "convnext": lambda: t.ConvNextForImageClassification(
+            t.ConvNextConfig(**named, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32)
+        ),
+        "wav2vec2-group": lambda: t.Wav2Vec2ForSequenceClassification(t.Wav2Vec2Config(**heard, **named)),
+        "wav2vec2-layer": lambda: t.Wav2Vec2ForSequenceClassification(t.Wav2Vec2Config(**layered, **named)),
+        "hubert": lambda: t.HubertForSequenceClassification(t.HubertConfig(**layered, **named)),
+        "ctc": lambda: t.Wav2Vec2ForCTC(t.Wav2Vec2Config(**layered)),
+        "ctc-group": lambda: t.Wav2Vec2ForCTC(t.Wav2Vec2Config(**heard)),
+    }
+    makers[architecture]().save_pretrained(folder)
+    size = {"height": 32, "width": 32} if architecture == "vit" else {"shortest_edge": 32}
+    settings = {"size": size, "resample": 2 if architecture == "vit" else 3, "image_mean": [0.4, 0.5, 0.6]}
+    if "ctc" in architecture:
+        letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefg"]
+        (folder / "vocab.json").write_text(json.dumps({letter: at for at, letter in enumerate(letters)}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random model of pictures or sounds, made once."""
+    root = tmp_path_factory.mktemp("media")
+    return lambda architecture: (
+        root / architecture if (root / architecture).exists() else make_media(architecture, root / architecture)
+    )
+
+
 @pytest.fixture
 def rows_in(tmp_path: Path) -> Callable[[list[dict[str, Any]]], Path]:
     return lambda rows: write_splits(tmp_path / "rows", rows)
