@@ -6,9 +6,9 @@ it. Here every matrix product with constant weights becomes, in standard operato
     scale = max|x| / 127, one per row of x;  x8 = round(x / scale) + 128, uint8
     y = MatMulInteger(x8, w8) * scale * scales of w, one per column of w
 
-The two scales are applied one after the other: onnxruntime 1.32 turns the product of both into a
-`MatMulIntegerToFloat`, which takes the scales of rows wrongly. Integers add up alike in any order. Unsigned activations: onnxruntime's kernel for signed ones is ten times slower.
-Embedding tables become int8 with a scale per row. The rest stays in float32.
+The two scales are applied one after the other: of their product onnxruntime 1.32 makes a `MatMulIntegerToFloat`, which
+may take the scales of rows wrongly. Integers add up alike in any order. Unsigned activations: onnxruntime's kernel for
+signed ones is ten times slower. Embedding tables become int8 with a scale per row. The rest stays in float32.
 """
 
 from collections.abc import Iterable
