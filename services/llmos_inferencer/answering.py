@@ -1,7 +1,7 @@
 """From a request to its answer, good or bad: admitted, its inputs brought, computed by the session that it entered."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -11,10 +11,11 @@ from llmos.contracts.inference import InferenceAnswered, InferenceRequested, Inp
 from llmos.errors import LlmosError, NotFound, Problem, Rejected
 from llmos.service import Context
 from llmos_inferencer.config import InferencerConfig
-from llmos_inferencer.engine import Generation, Generator, Late, Piece
+from llmos_inferencer.engine import Generation, Generator, Late, OutOfMemory, Piece
 from llmos_inferencer.lanes import Job, Lanes
 from llmos_inferencer.sessions import Session, Track
 
+Relieve = Callable[[Session | None], Awaitable[bool]]
 ARTIFACT_LIMIT = 32 << 20  # bytes of an input that the store keeps
 
 
@@ -68,15 +69,23 @@ class Found:
 
 
 class Answerer:
-    """Answers a deployment's requests. `say(request, piece)` passes on what a stream generates."""
+    """Answers a deployment's requests. `say(request, piece)` passes on what a stream generates; `relieve(session)`
+    makes room when memory ran out, if it can.
+    """
 
     def __init__(
-        self, ctx: Context[InferencerConfig], deployment: str, lanes: Lanes, say: Callable[[Request, Piece], None]
+        self,
+        ctx: Context[InferencerConfig],
+        deployment: str,
+        lanes: Lanes,
+        say: Callable[[Request, Piece], None],
+        relieve: Relieve,
     ) -> None:
         self._ctx = ctx
         self._deployment = deployment
         self._lanes = lanes
         self._say = say
+        self._relieve = relieve
 
     async def answer(self, request: Request, track: Track) -> InferenceAnswered:
         """The answer, good or bad. Raises nothing but what stops the task."""
@@ -146,7 +155,15 @@ class Answerer:
         inputs = await self._bring(body.inputs, session.engine.takes)
         if request.cancelled:
             raise Cancelled("the request was cancelled")
-        generator = session.generator
+        try:
+            return await self._compute(session, request, inputs)
+        except OutOfMemory:
+            if request.said or not await self._relieve(session):
+                raise
+            return await self._compute(session, request, inputs)
+
+    async def _compute(self, session: Session, request: Request, inputs: Sequence[Input]) -> Found:
+        body, generator = request.delivery.body, session.generator
         if generator is not None:
             return await self._generate(generator, replace(body, inputs=list(inputs)), request)
         assert session.batch is not None  # it is one or the other

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from llmos.contracts.inference import FinishReason, InferenceRequested, Input, Output, TokenLogprob, Usage
 from llmos.contracts.models import ServingContract
-from llmos.errors import LlmosError, Rejected
+from llmos.errors import Busy, LlmosError, Rejected
 
 FORMAT = 1  # of llmos.json
 
@@ -158,6 +158,20 @@ class Late(Rejected):
     code = "deadline"
 
 
+class OutOfMemory(Busy):
+    """There was not enough memory to compute this."""
+
+    code = "no_memory"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of onnxruntime, CUDA or Python means that memory was short."""
+    text = str(error)
+    return isinstance(error, MemoryError | OutOfMemory) or any(
+        sign in text for sign in ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+    )
+
+
 def at_fault(error: LlmosError, param: str) -> Rejected:
     """The same error about one input."""
     problem = error.problem
@@ -196,6 +210,8 @@ def load(root: Path, means: Means) -> Engine:
     except LlmosError:
         raise
     except Exception as error:  # whatever onnxruntime or tokenizers raise: the next try would not help
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"there is not enough memory to load it: {error}") from error
         raise Rejected(f"the artifact can't be loaded: {error}", remedy="Export the model again.") from error
     return engine
 

@@ -13,7 +13,7 @@ from llmos.clock import Clock
 from llmos.contracts.inference import InferenceRequested, Input, Output
 from llmos.errors import LlmosError, Rejected
 from llmos_inferencer.core import Limits, Queue, Waiting
-from llmos_inferencer.engine import BatchEngine, Late, Prepared, Row
+from llmos_inferencer.engine import BatchEngine, Late, OutOfMemory, Prepared, Row, is_out_of_memory
 
 INLINE_CHARACTERS = 1024  # tokenised in 0.2 ms at most, which is what the way to a thread and back costs
 THREADS_A_LANE = 4  # beyond that another batch gains more than another thread
@@ -165,6 +165,10 @@ def compute(batch: Sequence[Item]) -> list[Any]:
 
 
 def _at_fault(item: Item, error: Exception) -> LlmosError:
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            f"there is not enough memory to compute this: {error}", remedy="Send shorter or fewer inputs."
+        )
     message = error.problem.message if isinstance(error, LlmosError) else f"the model can't compute this input: {error}"
     return Rejected(
         message, remedy="Correct or leave out this input.", code="unanswerable", param=f"inputs[{item.index}]"

@@ -4,6 +4,8 @@ together.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from operator import itemgetter
+from pathlib import Path
 
 from llmos.artifacts import Cipher
 from llmos.clock import Clock
@@ -11,7 +13,7 @@ from llmos.contracts.models import ModelVersion
 from llmos.errors import Rejected
 from llmos_inferencer import memory
 from llmos_inferencer.core import Resident, make_room
-from llmos_inferencer.engine import Means, load
+from llmos_inferencer.engine import Engine, Means, OutOfMemory, load
 from llmos_inferencer.meter import Meter
 from llmos_inferencer.sessions import Session, Track
 from llmos_inferencer.staging import Staging
@@ -69,10 +71,33 @@ class Loader:
                     return None
                 await self._make_room(track, self._measured.get(version.artifact, PREPACKED * files))
                 before = memory.resident()
-                engine = await asyncio.to_thread(load, root, Means(self._threads, memory=self._left()))
+                try:
+                    engine = await self._open(root)
+                except OutOfMemory:
+                    if not await self.relieve(track.session):
+                        raise
+                    engine = await self._open(root)
                 cost = self._measured[version.artifact] = max(memory.resident() - before, files) + engine.reserved
                 session = Session(engine, version, cost, new_meter(), self._clock.monotonic())
                 return track.switch(session)
+
+    async def relieve(self, session: Session | None) -> bool:
+        """Memory ran out: unload the least recently used session but this one, of those that nobody uses; whether there
+        was one. One in use may be waiting for the same.
+        """
+        loose = [
+            (other.used_at, track)
+            for track in self._tracks()
+            if (other := track.session) is not None and other is not session and not other.active and not track.pinned
+        ]
+        if not loose:
+            await asyncio.to_thread(memory.give_back)
+            return False
+        await self._unload(min(loose, key=itemgetter(0))[1], "memory: the system has none left")
+        return True
+
+    async def _open(self, root: Path) -> Engine:
+        return await asyncio.to_thread(load, root, Means(self._threads, memory=self._left()))
 
     def _left(self) -> int:
         """Bytes of the budget that no session takes."""

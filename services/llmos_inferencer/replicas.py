@@ -10,11 +10,11 @@ from llmos.contracts.models import ModelVersion
 from llmos.service import Context
 from llmos.sizes import parse_setting
 from llmos_inferencer import memory
+from llmos_inferencer.askers import Askers
 from llmos_inferencer.config import InferencerConfig
 from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.loading import Loader
 from llmos_inferencer.meter import Meter
-from llmos_inferencer.recall import Recalled
 from llmos_inferencer.reporting import Reporter
 from llmos_inferencer.serving import Serving
 from llmos_inferencer.sessions import Session, Track
@@ -38,7 +38,7 @@ class Replicas:
         lost: Callable[[Serving, Track, Exception], Awaitable[None]],
     ) -> None:
         self.servings: dict[str, Serving] = {}
-        self.recalled = Recalled()
+        self.askers = Askers()
         self._ctx = ctx
         self._lanes = lanes
         self._say = say
@@ -214,8 +214,9 @@ class Replicas:
                 name,
                 assigned.tenant,
                 self._lanes,
-                self.recalled,
+                self.askers,
                 demand=self.demand,
+                relieve=self._loader.relieve,
                 spawn=self._spawn,
             )
         return self.servings[name]

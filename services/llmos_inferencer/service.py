@@ -53,7 +53,7 @@ class Inferencer:
     async def run(self) -> None:
         """Converge until told to stop, then drain."""
         self._ctx.announce(kinds=["serve"], memory=self._replicas.budget, used=self._replicas.used)
-        for loop in (self._follow, self._follow_recalls, self._converge, self._meter, self._unload_idle):
+        for loop in (self._follow, self._follow_askers, self._converge, self._meter, self._unload_idle):
             self._spawn(loop())
         stopping = asyncio.create_task(self._ctx.stopping.wait())
         try:
@@ -87,11 +87,14 @@ class Inferencer:
         self._actual = state.asked_again(self._actual, assigned)
         self._changed.set()
 
-    async def _follow_recalls(self) -> None:
-        pattern = subjects.control_cancel("x").removesuffix("x") + "*"
-        async for heard in self._ctx.bus.follow("CONTROL", [pattern], start=0):
-            id = heard.subject.rsplit(".", 1)[-1]
-            self._replicas.recalled.add(id)
+    async def _follow_askers(self) -> None:
+        patterns = ["llmos.ctl.cancel.*", "llmos.ctl.keep.*"]
+        async for heard in self._ctx.bus.follow("CONTROL", patterns, start=0):
+            _, _, verb, id = heard.subject.split(".")
+            if verb == "keep":
+                self._replicas.askers.see(id, self._ctx.clock.monotonic())
+                continue
+            self._replicas.askers.recall(id)
             for serving in self._replicas.servings.values():
                 serving.recall(id)
 

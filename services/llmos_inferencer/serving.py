@@ -18,15 +18,15 @@ from llmos.contracts import subjects
 from llmos.contracts.inference import CLASSES, Class, InferenceAnswered, InferenceRequested
 from llmos.errors import Rejected
 from llmos.service import Context
-from llmos_inferencer.answering import Answerer, Request
+from llmos_inferencer.answering import Answerer, Relieve, Request
+from llmos_inferencer.askers import Askers
 from llmos_inferencer.config import InferencerConfig
 from llmos_inferencer.core import chosen
 from llmos_inferencer.lanes import Lanes
-from llmos_inferencer.recall import Recalled
 from llmos_inferencer.sessions import Track
 from llmos_inferencer.streaming import Streams
 
-ACK_WAIT_S = 12.0
+ACK_WAIT_S = 4.0  # what a replica held that was killed is answered elsewhere so much later
 ANSWERED = next(row.ce_type for row in subjects.REPLIES if row.type is InferenceAnswered)
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -40,9 +40,10 @@ class Serving:
         deployment: str,
         tenant: str,
         lanes: Lanes,
-        recalled: Recalled,
+        askers: Askers,
         *,
         demand: Callable[[Track], None],
+        relieve: Relieve,
         spawn: Spawn,
     ) -> None:
         self.deployment = deployment
@@ -51,10 +52,10 @@ class Serving:
         self.canary = Track(f"{deployment}@canary", deployment, ctx.clock, demand=demand)
         self.weight = 0
         self._ctx = ctx
-        self._recalled = recalled
+        self._askers = askers
         self._spawn = spawn
         self._streams = Streams(ctx, spawn)
-        self._answerer = Answerer(ctx, deployment, lanes, self._streams.say)
+        self._answerer = Answerer(ctx, deployment, lanes, self._streams.say, relieve)
         self._open: dict[str, Request] = {}
         self._last: dict[tuple[str, int], Request] = {}  # the newest request of each client and class
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,7 +90,7 @@ class Serving:
             ack_wait=ACK_WAIT_S,
         ):
             request = Request(delivery, rank, self._ctx.clock.monotonic())
-            request.cancelled = request.id in self._recalled
+            request.cancelled = self._askers.recalled(request.id)
             key = (delivery.body.client, rank)
             request.after, self._last[key] = self._last.get(key), request
             self._open[request.id] = request
@@ -123,8 +124,12 @@ class Serving:
         """Tell the bus of requests that wait or compute for long that they are in hand."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
-            before = self._ctx.clock.monotonic() - ACK_WAIT_S / 3
+            now = self._ctx.clock.monotonic()
+            before = now - ACK_WAIT_S / 3
             for request in [request for request in self._open.values() if request.arrived < before]:
+                body = request.delivery.body
+                if self._askers.gone(body.client, body.keep, request.arrived, now):
+                    request.cancel()
                 with suppress(Exception):  # a connection that is away: the next round, or the redelivery, mends it
                     await request.delivery.in_progress()
 

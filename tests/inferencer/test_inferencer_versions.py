@@ -19,6 +19,13 @@ async def ask_on(stand: Any, answers: list[InferenceAnswered], clients: int = 8)
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
+async def more(answers: list[InferenceAnswered]) -> None:
+    """Wait for some answers more."""
+    enough = len(answers) + 30
+    while len(answers) < enough:
+        await asyncio.sleep(0.005)
+
+
 def check_whole(answers: list[InferenceAnswered]) -> Counter[int]:
     """Every answer was given, and by one version alone; how many by each."""
     for answer in answers:
@@ -51,8 +58,11 @@ async def test_swaps_and_canaries_under_load_fail_no_request_and_mix_no_answer(s
         await stand.ready(await stand.deploy(versions[0]))
         clients = asyncio.create_task(ask_on(stand, answers))
         for old, new in pairwise(versions):
+            await more(answers)
             await stand.ready(await stand.deploy(old, canary=new, weight=50))
+            await more(answers)
             await stand.ready(await stand.deploy(new))
+        await more(answers)
         await stand.ready(await stand.deploy(versions[0]))
         await stand.unloaded(version=4)
         clients.cancel()

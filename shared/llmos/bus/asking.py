@@ -44,6 +44,7 @@ class Asking:
         self._nc = nc
         self._client = client
         self._waiting: dict[str, set[asyncio.Future[Msg | None]]] = {}
+        self._streams: dict[str, asyncio.Queue[Msg | LlmosError | None]] = {}
 
     async def ask(self, id: str, publish: Publish, answer: type[T], timeout: float) -> T:
         """Publish a question and await its answer. Raises `TimeoutError`, or the error that the answer carries."""
@@ -71,17 +72,48 @@ class Asking:
             if not waiting:
                 self._waiting.pop(id, None)
 
+    async def stream(self, id: str, publish: Publish, timeout: float) -> AsyncGenerator[Msg, None]:
+        """Publish a question and yield everything that is said to it, until the iteration is left.
+
+        What was said while the connection was away is missing; the newest of it comes. Raises `TimeoutError` after
+        `timeout` seconds, `Busy` when the connection was closed.
+        """
+        replies = self._streams[id] = asyncio.Queue()
+        until = asyncio.get_running_loop().time() + timeout
+        replies.put_nowait(None)
+        try:
+            while True:
+                async with asyncio.timeout_at(until):
+                    msg = await replies.get()
+                    if msg is None:  # to be asked: at first, and after each reconnect
+                        asked = await publish(within=timeout + 1.0)
+                        msg = await self._kept(id) if asked.duplicate else None
+                if isinstance(msg, LlmosError):
+                    raise msg
+                if msg is not None:
+                    yield msg
+        finally:
+            self._streams.pop(id, None)
+
     async def on_reply(self, msg: Msg) -> None:
         """Hand an answer to all who wait for it."""
-        self._settle(self._waiting.get(msg.subject.rsplit(".", 1)[-1], set()), msg)
+        id = msg.subject.rsplit(".", 1)[-1]
+        stream = self._streams.get(id)
+        if stream is not None:
+            stream.put_nowait(msg)
+        self._settle(self._waiting.get(id, set()), msg)
 
     def again(self) -> None:
         """Have every open question asked again."""
         for waiting in list(self._waiting.values()):
             self._settle(waiting, None)
+        for stream in self._streams.values():
+            stream.put_nowait(None)
 
     def close(self) -> None:
         """Fail every open question."""
+        for stream in self._streams.values():
+            stream.put_nowait(Busy("the connection to the bus was closed"))
         for waiting in list(self._waiting.values()):
             for future in waiting:
                 if not future.done():

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -210,6 +210,22 @@ class Bus(Saying):
         head = self._headers(subject, type, id, "", "") | {REPLY_TO: self.client}
         publish = partial(self._store, subject, data, unique(head, ttl))
         return await self._asking.ask(id, publish, answer, timeout)
+
+    async def ask_stream(
+        self, subject: str, body: Struct, *, type: str, id: str, timeout: float, ttl: float | None = None
+    ) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Publish a question (stored once per `id`) and yield all that is said on `llmos.reply.<client>.<id>`: each
+        message's `ce-type` and body, until the iteration is left.
+
+        After a reconnect the question is asked again if need be, and of what was said meanwhile the newest comes.
+        Raises `TimeoutError` after `timeout` seconds, `Busy` when the queue is full or the connection was closed.
+        """
+        data = self._encode(body)
+        head = self._headers(subject, type, id, "", "") | {REPLY_TO: self.client}
+        publish = partial(self._store, subject, data, unique(head, ttl))
+        async with aclosing(self._asking.stream(id, publish, timeout)) as replies:
+            async for msg in replies:
+                yield (msg.headers or {}).get("ce-type", ""), msg.data
 
     async def serve(
         self, service: str, handlers: Mapping[str, Handler], *, at_once: int = 32, ack_wait: float = 12.0

@@ -24,6 +24,7 @@ TOKENS: dict[str, tuple[str, ...]] = {
     "llmos.infer": ("deployment", "class", "request"),
     "llmos.ctl.stop": ("task",),
     "llmos.ctl.cancel": ("request",),
+    "llmos.ctl.keep": ("client",),
     "llmos.deploy": ("node", "deployment"),
     "llmos.dead": ("stream", "consumer"),
     "llmos.call": ("request",),
@@ -43,7 +44,7 @@ MEANINGS: dict[str, str] = {
     "consumer": "The consumer that could not handle it.",
     "client": "A token of the asker's own: it subscribes to `llmos.reply.<client>.*` before it asks.",
 }
-RECEIVED = ("llmos.job", "llmos.infer", "llmos.ctl.cancel")  # commands that others send to llmos
+RECEIVED = ("llmos.job", "llmos.infer", "llmos.ctl.cancel", "llmos.ctl.keep")  # commands that others send to llmos
 
 
 def describe(version: str) -> Json:

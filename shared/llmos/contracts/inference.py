@@ -65,7 +65,8 @@ class InferenceParams(Struct, frozen=True, omit_defaults=True):
 class InferenceRequested(Struct, frozen=True, omit_defaults=True):
     """Inputs for a model. `client` is the token of the reply subject; `deadline` is in Unix seconds.
 
-    `top` limits how many labels an output lists (0: all). A higher `priority` goes first within the class.
+    `top` limits how many labels an output lists (0: all). A higher `priority` goes first within the class. With `keep`
+    above 0, the client says `ClientPresent` at least so often (seconds); when it does not, the request is cancelled.
     """
 
     client: str
@@ -75,6 +76,7 @@ class InferenceRequested(Struct, frozen=True, omit_defaults=True):
     deadline: float | None = None
     params: InferenceParams = field(default_factory=InferenceParams)
     priority: int = 0
+    keep: float = 0.0
 
 
 class InferenceCancelRequested(Struct, frozen=True, omit_defaults=True):
@@ -82,6 +84,12 @@ class InferenceCancelRequested(Struct, frozen=True, omit_defaults=True):
 
     request: str
     reason: str = ""
+
+
+class ClientPresent(Struct, frozen=True, omit_defaults=True):
+    """`llmos.ctl.keep.<client>`: the client still waits for its answers."""
+
+    client: str
 
 
 class LabelScore(Struct, frozen=True):

@@ -144,6 +144,7 @@ COMMANDS: tuple[Row, ...] = (
         "CONTROL",
         "llmos.inference.cancel-requested.v1",
     ),
+    Row("llmos.ctl.keep.*", inference.ClientPresent, "CONTROL", "llmos.client.present.v1"),
     Row("llmos.deploy.*.*", deployments.ReplicaAssigned, "DEPLOY", "llmos.replica.assigned.v1"),
     Row("llmos.dead.*.*", dead.DeadLetter, "DEAD", "llmos.dead.letter.v1"),
 )
@@ -288,6 +289,10 @@ def control_stop(task: str) -> str:
 
 def control_cancel(request: str) -> str:
     return f"llmos.ctl.cancel.{token(request)}"
+
+
+def control_keep(client: str) -> str:
+    return f"llmos.ctl.keep.{token(client)}"
 
 
 def deploy(node: str, deployment: str) -> str:
