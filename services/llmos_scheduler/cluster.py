@@ -158,13 +158,14 @@ class Cluster:
         able = set(np.flatnonzero(devices[0]).tolist())
         if not fit[0] or not len(gpus) == len(set(gpus)) == shape.gpus or not able.issuperset(gpus):
             raise Rejected(f"node {node} has not enough left for {shape} on GPUs {list(gpus)}")
-        self._move(node, shape, gpus, -1)
+        self.move(node, shape, gpus, -1)
 
     def give_back(self, node: int, shape: Shape, gpus: Sequence[int]) -> None:
         """End a lease that `take` made."""
-        self._move(node, shape, gpus, 1)
+        self.move(node, shape, gpus, 1)
 
-    def _move(self, node: int, shape: Shape, gpus: Sequence[int], sign: int) -> None:
+    def move(self, node: int, shape: Shape, gpus: Sequence[int], sign: int) -> None:
+        """Count a lease that is known to fit, or was given by others: nothing is checked."""
         self.cpus[node] += sign * shape.cpus
         self.memory[node] += sign * shape.memory
         for gpu in gpus:
@@ -172,7 +173,68 @@ class Cluster:
             self.gpu_memory[node, gpu] += sign * shape.gpu_memory
         self.changes.append(node)
 
+    def put(self, node: int, room: "Room") -> None:
+        """Set what the node has free."""
+        self.cpus[node], self.memory[node] = room.cpus, room.memory
+        self.milli[node], self.gpu_memory[node] = room.milli, room.gpu_memory
+        self.changes.append(node)
+
     def cordon(self, node: int, closed: bool = True) -> None:
         """Let nothing new on the node, or open it again; what runs there stays."""
         self.open[node] = not closed
         self.changes.append(node)
+
+
+@dataclass(slots=True)
+class Room:
+    """What one node has free, in plain integers: to try things out. Lists have an item a device."""
+
+    cpus: int
+    memory: int
+    milli: list[int]
+    gpu_memory: list[int]
+
+    @classmethod
+    def of(cls, cluster: Cluster, node: int) -> "Room":
+        return cls(
+            int(cluster.cpus[node]),
+            int(cluster.memory[node]),
+            cluster.milli[node].tolist(),
+            cluster.gpu_memory[node].tolist(),
+        )
+
+    def copy(self) -> "Room":
+        return Room(self.cpus, self.memory, self.milli.copy(), self.gpu_memory.copy())
+
+    def move(self, shape: Shape, gpus: Sequence[int], sign: int) -> None:
+        """A lease ends (1) or begins (-1)."""
+        self.cpus += sign * shape.cpus
+        self.memory += sign * shape.memory
+        for gpu in gpus:
+            self.milli[gpu] += sign * shape.milli
+            self.gpu_memory[gpu] += sign * shape.gpu_memory
+
+    def least(self, other: "Room") -> "Room":
+        """What both have, at least nothing."""
+        return Room(
+            max(0, min(self.cpus, other.cpus)),
+            max(0, min(self.memory, other.memory)),
+            [max(0, min(pair)) for pair in zip(self.milli, other.milli, strict=True)],
+            [max(0, min(pair)) for pair in zip(self.gpu_memory, other.gpu_memory, strict=True)],
+        )
+
+    def devices(self, shape: Shape, able: Sequence[bool], first: Sequence[int] = ()) -> tuple[int, ...] | None:
+        """GPUs for the shape: those of `first`, then the fullest that will do; `None` if it does not fit.
+
+        `able`: which devices are of an allowed model and size (`Cluster.allowed`).
+        """
+        if self.cpus < shape.cpus or self.memory < shape.memory:
+            return None
+        if not shape.gpus:
+            return ()
+        found = [
+            (gpu not in first, milli, memory, gpu)
+            for gpu, (milli, memory, will) in enumerate(zip(self.milli, self.gpu_memory, able, strict=True))
+            if will and milli >= shape.milli and memory >= shape.gpu_memory
+        ]
+        return tuple(sorted(gpu for *_, gpu in sorted(found)[: shape.gpus])) if len(found) >= shape.gpus else None

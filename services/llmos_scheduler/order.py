@@ -1,7 +1,7 @@
 """The order in which jobs get their GPUs: what an order knows of a job, and the orders that a queue can choose by name.
 
-An order is a pure function of one job and the time: `rank`, the smallest first. `plan.py` applies it. Times are whole
-milliseconds, so that sums are exact and ranks are the same on every machine; service is GPU-milliseconds.
+An order is a pure function of one job and the time: `rank`, the smallest first. `planning` applies it. Times are whole
+milliseconds, so that sums are exact and ranks are the same on every machine; service is milli-GPU x milliseconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ class Job:
 
     `duration` is the work that it needs in all, `None` if unknown; `done` how much of it was kept before `since`, the
     moment when it last began to run or to wait. `ran` is the time that it ran before `since`, kept or lost; `waited`
-    the length of its last wait before `since` (0 while it waits). `unsaved` is what preempting it now would lose.
+    the length of its last wait before `since` (0 while it waits). `milli` is what its time counts for: milli-GPU.
     """
 
     id: str
     number: int
-    gpus: int
+    milli: int
     submitted: int
     duration: int | None = None
     priority: int = 0
@@ -38,7 +38,6 @@ class Job:
     done: int = 0
     ran: int = 0
     waited: int = 0
-    unsaved: int = 0
     ranked: Rank = ()  # `standing`: its rank while it waits, since when it has waited so, and when that expires
     ranked_since: int = -1
     expires: int = -1
@@ -63,7 +62,8 @@ class Order(Protocol):
 
     `preempts`: never; by rank (whoever ranks worse gives way, as in SRSF or LAS); or by priority (only a job of lower
     priority that also ranks worse). `skips`: whether later jobs may try when one does not fit, as far as they leave
-    its reservation alone. `turn`: how long a job that started goes on before its rank counts.
+    its reservation alone; `narrows`: then smallest area first, whatever their rank. `turn`: how long a job that started
+    goes on before its rank counts.
     """
 
     @property
@@ -73,13 +73,13 @@ class Order(Protocol):
     def skips(self) -> bool: ...
 
     @property
+    def narrows(self) -> bool: ...
+
+    @property
     def turn(self) -> int: ...
 
     def rank(self, job: Job, now: int) -> Rank:
         """The smallest goes first. Total: the last member is the job's number."""
-
-    def backfill_rank(self, job: Job, now: int) -> Rank:
-        """The order of those that may use what a reservation leaves over."""
 
     def changes(self, job: Job, now: int) -> int | None:
         """When the job's rank changes by itself next (later than now); `None`: not before it starts or stops."""
@@ -111,13 +111,11 @@ class Fifo:
 
     preempts: Preempts = "never"
     skips: bool = False
+    narrows: bool = False
     turn: int = 0
 
     def rank(self, job: Job, now: int) -> Rank:
         return (job.number,)
-
-    def backfill_rank(self, job: Job, now: int) -> Rank:
-        return self.rank(job, now)
 
     def changes(self, job: Job, now: int) -> int | None:
         return None
@@ -128,20 +126,18 @@ class Easy(Fifo):
     """EASY backfill (Lifka 1995): FIFO, but what can't delay the first that waits may pass it, smallest area first."""
 
     skips: bool = True
-
-    def backfill_rank(self, job: Job, now: int) -> Rank:
-        return (*area(job, now), job.number)
+    narrows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Priority(Easy):
+class Priority(Fifo):
     """Priority, with ageing: each `level` of waiting is worth one priority, for as long as the job is in the system.
 
     So a job is passed only by jobs submitted less than (difference of priorities x `level`) after it: the bound that
     keeps everything from starving. Since all age alike, ranks never change.
     """
 
-    preempts: Preempts = "never"
+    skips: bool = True
     level: int = HOUR
 
     def rank(self, job: Job, now: int) -> Rank:
@@ -155,22 +151,21 @@ class RoundRobin:
     turn: int = HOUR
     preempts: Preempts = "rank"
     skips: bool = True
+    narrows: bool = False
 
     def rank(self, job: Job, now: int) -> Rank:
         turns = (now - job.since) // self.turn if job.running else 0
         return (job.since + turns * self.turn, job.number)
-
-    def backfill_rank(self, job: Job, now: int) -> Rank:
-        return self.rank(job, now)
 
     def changes(self, job: Job, now: int) -> int | None:
         return job.since + ((now - job.since) // self.turn + 1) * self.turn if job.running else None
 
 
 @dataclass(frozen=True, slots=True)
-class SmallestArea(Easy):
-    """Smallest area (work x GPUs) first, without preemption; unknown durations last. `patience` as in `overdue`."""
+class SmallestArea(Fifo):
+    """Smallest area first (work x milli-GPU), without preemption; unknown durations last. `patience`: see `overdue`."""
 
+    skips: bool = True
     patience: int = 50
 
     def rank(self, job: Job, now: int) -> Rank:
@@ -196,29 +191,27 @@ class LeastAttained:
     waited `patience` times as long as it had run (and at least an hour) is promoted to the first level.
     """
 
-    first: int = HOUR // 60
+    first: int = HOUR // 60 * 1000
     factor: int = 4
     patience: int = 50
     preempts: Preempts = "rank"
     skips: bool = True
+    narrows: bool = False
     turn: int = 0
 
     def rank(self, job: Job, now: int) -> Rank:
         return (self._level(self._service(job, now))[0], not job.running, job.number)
-
-    def backfill_rank(self, job: Job, now: int) -> Rank:
-        return self.rank(job, now)
 
     def changes(self, job: Job, now: int) -> int | None:
         if not job.running:
             due = job.since + max(HOUR, self.patience * job.ran)
             return due if due > now and job.ran else None
         service = self._service(job, now)
-        return now + -(-(self._level(service)[1] - service) // job.gpus)
+        return now + -(-(self._level(service)[1] - service) // job.milli)
 
     def _service(self, job: Job, now: int) -> int:
         promoted = job.wait(now) >= max(HOUR, self.patience * job.ran)
-        return (job.run_time(now) - (job.ran if promoted else 0)) * job.gpus
+        return (job.run_time(now) - (job.ran if promoted else 0)) * job.milli
 
     def _level(self, service: int) -> tuple[int, int]:
         """The level of this much service, and the service at which it ends."""
@@ -229,12 +222,13 @@ class LeastAttained:
 
 
 @dataclass(frozen=True, slots=True)
-class Deadline(Easy):
+class Deadline(Fifo):
     """Earliest deadline first, with preemption. A job without one, or that can't meet its own, counts as due
     `patience` after its submission, so that it does not wait for ever and does not make others late meanwhile.
     """
 
     preempts: Preempts = "rank"
+    skips: bool = True
     patience: int = 7 * DAY
 
     def rank(self, job: Job, now: int) -> Rank:
@@ -253,7 +247,7 @@ class Deadline(Easy):
 def area(job: Job, now: int) -> Rank:
     """Remaining service; what is unknown comes after everything known."""
     left = job.remaining(now)
-    return (1, job.gpus) if left is None else (0, left * job.gpus)
+    return (1, job.milli) if left is None else (0, left * job.milli)
 
 
 def overdue(job: Job, now: int, patience: int) -> Rank:

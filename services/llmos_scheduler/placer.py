@@ -47,6 +47,11 @@ class Placer:
         self._tasks = 0
         self._next_lesson = FIRST_LESSON
 
+    def learn(self, counts: Mapping[Shape, int]) -> None:
+        """These are the tasks to expect, whatever was asked for before."""
+        self.ranking.learn(counts)
+        self._known.clear()
+
     def expect(self, counts: Mapping[Shape, int]) -> None:
         """These tasks were asked for (or wait): they count as demand."""
         self._asked.update(counts)
@@ -58,16 +63,23 @@ class Placer:
 
     def place(self, shape: Shape) -> Placement | None:
         """Lease the best node for the shape, or `None` if it fits nowhere."""
-        if shape in self._failed and not self._may_fit(shape):
+        costs = self.costs(shape)
+        if costs is None:
             return None
-        costs = self._costs(shape)
-        node = int(costs.argmin()) if len(costs) else 0
-        if not len(costs) or costs[node] == NEVER:
-            self._failed[shape] = len(self._freed)
-            return None
+        node = int(costs.argmin())
         gpus = self.ranking.devices(shape, node)
         self.cluster.take(node, shape, gpus)
         return Placement(node, tuple(gpus))
+
+    def costs(self, shape: Shape) -> Costs | None:
+        """The cost on every node, `NEVER` where it does not fit now; `None` if it fits nowhere. Not to be changed."""
+        if shape in self._failed and not self._may_fit(shape):
+            return None
+        costs = self._costs(shape)
+        if not len(costs) or costs.min() == NEVER:
+            self._failed[shape] = len(self._freed)
+            return None
+        return costs
 
     def give_back(self, shape: Shape, placement: Placement) -> None:
         """End a lease."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from llmos.errors import Rejected
 from llmos_scheduler.cluster import ALL, WHOLE, Cluster, Ints, Mask, Rows, Shape
@@ -16,7 +17,7 @@ from llmos_scheduler.demand import SCALE, Demand, Floats
 GRAIN = 100  # milli-GPU: losses that differ by less are ties
 BLOCK = 1024  # nodes at a time: what they need stays in the processor's cache
 NEVER = np.iinfo(np.int32).max
-Costs: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int32]]"
+Costs: TypeAlias = npt.NDArray[np.int32]
 
 
 class Ranking(Protocol):

@@ -4,16 +4,19 @@ Times are whole milliseconds. Every decision is a function of the jobs and nodes
 the byte. Jobs are numbered by submission time, then by their place in the trace.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Literal
 
 from llmos.errors import Rejected
-from llmos_scheduler.gangs import Gangs, Places
-from llmos_scheduler.order import LAST, ORDERS, Job
-from llmos_scheduler.plan import Rules, next_look, plan
-from llmos_scheduler.queues import HALF_LIFE, Queue, Tree, Usage
+from llmos_scheduler.cluster import WHOLE, Machine, Shape
+from llmos_scheduler.order import LAST
+from llmos_scheduler.planner import Planner
+from llmos_scheduler.queues import Queue, check_queues
+from llmos_scheduler.shares import Shares
+from llmos_scheduler.usage import DAY, Usage, amounts
+from llmos_scheduler.work import Places, Rules, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Setting:
     min_run: int = 0
     checkpoint_every: int = 0
     restart_cost: int = 0
-    half_life: int = HALF_LIFE
+    half_life: int = DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,133 +61,137 @@ class Event:
     time: int
     kind: Literal["start", "preemption", "end", "rejected"]
     job: Arrival
-    places: Places = field(default_factory=dict)
+    places: Places = ()
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Traced(Work):
+    """A job of the trace while it waits or runs. The planner does not look at `traced` or `setting`."""
+
+    traced: Arrival
+    setting: Setting
+    last: Places = ()
+
+    def cost(self) -> int:
+        """What this run spends before it makes progress: `ran` is 0 in a job's first."""
+        return self.setting.restart_cost if self.ran else 0
+
+    def progress(self, now: int) -> int:
+        return max(0, now - self.since - self.cost())
+
+    def lost(self, now: int) -> int:
+        """Work of this run that no checkpoint holds."""
+        every = self.setting.checkpoint_every
+        return self.progress(now) % every if every and self.running else 0
+
+    def end(self) -> int:
+        """When this run ends if nothing stops it."""
+        return self.since + self.cost() + self.traced.duration - self.done
 
 
 class Replay:
     """One run over the trace; iterate over `events` once. Raises `Rejected` for an unknown order or duplicate job."""
 
-    def __init__(self, nodes: Sequence[tuple[str, int]], arrivals: Sequence[Arrival], setting: Setting) -> None:
-        self.gangs = Gangs(nodes)
+    def __init__(self, machines: Mapping[str, Machine], arrivals: Sequence[Arrival], setting: Setting) -> None:
         self.setting = setting
+        self.gpus = sum(len(machine.devices) for machine in machines.values())
+        self.widest = max((len(machine.devices) for machine in machines.values()), default=0)
         self.arrivals = sorted(arrivals, key=lambda arrival: arrival.submitted)
         if len({arrival.id for arrival in arrivals}) < len(arrivals):
             raise Rejected("job ids must be unique")
-        named = {queue.name: queue for queue in setting.queues}
-        for arrival in self.arrivals:
-            named.setdefault(arrival.queue, Queue(arrival.queue))
-        for queue in named.values():
-            if (queue.order or setting.order) not in ORDERS:
-                raise Rejected(
-                    f"there is no policy {queue.order or setting.order!r}", remedy=f"Choose of {', '.join(ORDERS)}."
-                )
-        self.tree = Tree(named.values(), (self.gangs.total,))
-        self.orders = {name: ORDERS[queue.order or setting.order]() for name, queue in named.items()}
         self.usage = Usage(setting.half_life)
-        self.rules = Rules(min_run=max(setting.min_run, setting.checkpoint_every + setting.restart_cost))
-        self.jobs: dict[str, Job] = {}
-        self._places: dict[str, Places] = {}
-        self._traced: dict[str, Arrival] = {}
-        self._ends: list[tuple[int, int, Job]] = []  # when, number, job: as of its `since`
-        self._now = 0
+        rules = Rules(
+            min_run=max(setting.min_run, setting.checkpoint_every + setting.restart_cost),
+            order=setting.order,
+            placement="best-fit",
+        )
+        check_queues(setting.queues, self.gpus)
+        self.planner = Planner(machines, setting.queues, rules, usage=self.usage)
+        self._limits = Shares(setting.queues, (0, 0, 0))
+        self.jobs: dict[str, Traced] = {}
+        self._ends: list[tuple[int, int, Traced]] = []  # when, number, job: as of its `since`
 
     def events(self) -> Iterator[Event]:
-        """What happens, in order of time; at one moment first ends, then arrivals, preemptions, starts."""
+        """What happens, in order of time; at one moment first ends, then arrivals, then preemptions and starts."""
         position, wake = 0, LAST
         while True:
             upcoming = self.arrivals[position].submitted if position < len(self.arrivals) else LAST
             now = min(upcoming, self._next_end(), wake)
             if now == LAST:
                 return
-            self._advance(now)
             while self._next_end() == now:
-                yield self._end(heappop(self._ends)[2])
+                yield self._end(heappop(self._ends)[2], now)
             while position < len(self.arrivals) and self.arrivals[position].submitted == now:
                 arrival = self.arrivals[position]
-                if self.tree.possible(arrival.queue, arrival.gpus):
+                if arrival.gpus <= self.gpus and self._limits.possible(arrival.queue, arrival.gpus * WHOLE):
                     self._arrive(arrival, position)
                 else:
                     yield Event(now, "rejected", arrival)
                 position += 1
-            yield from self._plan()
-            wake = next_look(self.jobs.values(), self.orders, now, self.rules)
+            yield from self._plan(now)
+            wake = self.planner.next_look(now)
 
-    def _advance(self, now: int) -> None:
-        if len(self.orders) > 1:  # with one queue, nobody asks for its history
-            held: dict[str, int] = {}
-            for job in self.jobs.values():
-                if job.running:
-                    held[job.queue] = held.get(job.queue, 0) + job.gpus
-            self.usage.advance(now - self._now, held)
-        self._now = now
-
-    def _plan(self) -> Iterator[Event]:
-        self.tree.clear(self.usage.average())
-        for job in self.jobs.values():
-            if job.running:
-                job.unsaved = self._lost(job)
-        made = plan(self.jobs.values(), self.tree, self.orders, self._now, self.rules)
-        for job in made.stops:
-            yield self._preempt(job)
-        for job in made.starts:
-            yield self._start(job)
+    def _plan(self, now: int) -> Iterator[Event]:
+        while True:
+            made = self.planner.plan(now)
+            for stop in made.stops:
+                yield self._preempt(stop.work, stop.by, now)
+            for start in made.starts:
+                yield self._start(start.work, start.places, now)
+            if not made.stops and not made.more:
+                return
 
     def _arrive(self, arrival: Arrival, number: int) -> None:
-        self._traced[arrival.id] = arrival
-        self.jobs[arrival.id] = Job(
+        job = self.jobs[arrival.id] = Traced(
             id=arrival.id,
             number=number,
-            gpus=arrival.gpus,
             submitted=arrival.submitted,
             duration=None if self.setting.blind else arrival.duration,
             priority=arrival.priority,
             queue=arrival.queue,
             deadline=arrival.deadline,
-            since=self._now,
+            since=arrival.submitted,
+            shape=Shape(gpus=arrival.gpus),
+            nodes=1 if arrival.gpus <= self.widest else 0,
+            traced=arrival,
+            setting=self.setting,
         )
+        self.planner.wait(job)
 
-    def _start(self, job: Job) -> Event:
-        job.waited, job.since, job.running = self._now - job.since, self._now, True
-        left = self._traced[job.id].duration - job.done
-        heappush(self._ends, (self._now + self._cost(job) + left, job.number, job))
-        places = self._places[job.id] = self.gangs.take(job.gpus)
-        return Event(self._now, "start", self._traced[job.id], places)
+    def _start(self, work: Work, places: Places, now: int) -> Event:
+        job = self.jobs[work.id]
+        job.waited, job.since, job.room, job.last = now - job.since, now, frozenset(), places
+        self.planner.run(job, places)
+        self.usage.change(job.queue, amounts(job.shape), now)
+        heappush(self._ends, (job.end(), job.number, job))
+        return Event(now, "start", job.traced, places)
 
-    def _preempt(self, job: Job) -> Event:
-        job.done += self._progress(job) - self._lost(job)
-        return Event(self._now, "preemption", self._traced[job.id], self._leave(job))
+    def _preempt(self, work: Work, by: Work, now: int) -> Event:
+        job = self.jobs[work.id]
+        by.room |= {node for node, _ in job.last}
+        job.done += job.progress(now) - job.lost(now)
+        event = Event(now, "preemption", job.traced, job.last)
+        self._stop(job, now)
+        self.planner.wait(job)
+        self.planner.wait(by)
+        return event
 
-    def _end(self, job: Job) -> Event:
+    def _end(self, job: Traced, now: int) -> Event:
+        self._stop(job, now)
         del self.jobs[job.id]
-        return Event(self._now, "end", self._traced[job.id], self._leave(job))
+        return Event(now, "end", job.traced, job.last)
 
-    def _leave(self, job: Job) -> Places:
-        job.ran, job.waited, job.unsaved = job.run_time(self._now), 0, 0
-        job.since, job.running = self._now, False
-        places = self._places.pop(job.id)
-        self.gangs.give_back(places)
-        return places
+    def _stop(self, job: Traced, now: int) -> None:
+        job.ran, job.waited, job.since = job.run_time(now), 0, now
+        self.planner.leave(job.id)
+        job.running = False
+        self.usage.change(job.queue, amounts(job.shape), now, -1)
 
     def _next_end(self) -> int:
         """When the next running job ends; entries of runs that were preempted are dropped."""
         while self._ends:
             time, _, job = self._ends[0]
-            if job.running and time == self._end_of(job):
+            if job.running and time == job.end():
                 return time
             heappop(self._ends)
         return LAST
-
-    def _end_of(self, job: Job) -> int:
-        return job.since + self._cost(job) + self._traced[job.id].duration - job.done
-
-    def _cost(self, job: Job) -> int:
-        """What this run spends before it makes progress: `ran` is 0 in a job's first."""
-        return self.setting.restart_cost if job.ran else 0
-
-    def _progress(self, job: Job) -> int:
-        return max(0, self._now - job.since - self._cost(job))
-
-    def _lost(self, job: Job) -> int:
-        """Work of this run that no checkpoint holds."""
-        every = self.setting.checkpoint_every
-        return self._progress(job) % every if every else 0

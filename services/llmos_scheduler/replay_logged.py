@@ -9,17 +9,18 @@ from math import ceil
 
 from llmos.contracts.jobs import ResourceRequest
 from llmos.errors import Rejected
-from llmos_scheduler.gangs import Places
+from llmos_scheduler.cluster import Device, Machine
 from llmos_scheduler.logged import Log, LoggedJob
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.replay import Arrival, Event
+from llmos_scheduler.work import Places
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedTrace:
     """`nodes` are all that were ever there; `guessed` are jobs that had not ended, so their figures say nothing."""
 
-    nodes: list[tuple[str, int]]
+    nodes: dict[str, Machine]
     arrivals: list[Arrival]
     queues: tuple[Queue, ...]
     events: list[Event]
@@ -40,7 +41,7 @@ def trace_of(log: Log) -> LoggedTrace:
         )
     arrivals = {job.id: _arrival(job, unit, log.first) for job in jobs}
     return LoggedTrace(
-        nodes=[(name, count) for name, count in nodes if count],
+        nodes={name: Machine(0, 0, (Device(""),) * count) for name, count in nodes if count},
         arrivals=list(arrivals.values()),
         queues=tuple(Queue(queue.name, queue.policy, queue.weight, queue.quota, queue.limit) for queue in log.queues),
         events=sorted(
@@ -76,7 +77,7 @@ def _arrival(job: LoggedJob, unit: str, first: int) -> Arrival:
 def _events(job: LoggedJob, arrival: Arrival, log: Log) -> Iterator[Event]:
     """Its runs as they were; the last of a job that is over ends it."""
     for place, lease in enumerate(job.leases):
-        places: Places = {node: tuple(range(len(devices))) for node, devices in lease.places.items()}
+        places: Places = tuple((node, tuple(range(len(devices)))) for node, devices in lease.places.items())
         yield Event(lease.start - log.first, "start", arrival, places)
         if lease.end >= 0:
             last = place + 1 == len(job.leases) and job.ended >= 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmos.errors import Rejected
+from llmos_scheduler.cluster import Device, Machine
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.replay import Arrival
 
@@ -98,21 +99,21 @@ def read_queues(path: Path) -> list[Queue]:
     return list(found.values())
 
 
-def read_cluster(text: str) -> list[tuple[str, int]]:
-    """Name and GPUs of every node that has any: `8x8` is 8 nodes of 8 GPUs, else the path of a CSV file."""
+def read_cluster(text: str) -> dict[str, Machine]:
+    """Every node that has GPUs: `8x8` is 8 nodes of 8 GPUs, else the path of a CSV file."""
     counts = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,2})", text)
     if counts:
         nodes, gpus = int(counts[1]), int(counts[2])
         if nodes > MOST_NODES:
             raise Rejected(f"{nodes} nodes are more than {MOST_NODES}")
-        return [(f"node-{number}", gpus) for number in range(nodes)]
+        return {f"node-{number}": Machine(0, 0, (Device(""),) * gpus) for number in range(nodes)}
     found: dict[str, int] = {}
     for row in _rows(Path(text), ("sn", "gpu")):
         name = row.text("sn")
         if name in found:
             raise row.fault("sn", f"the node {name!r} is listed twice")
         found[name] = row.whole("gpu")
-    nodes_with = [(name, gpus) for name, gpus in found.items() if gpus]
+    nodes_with = {name: Machine(0, 0, (Device(""),) * gpus) for name, gpus in found.items() if gpus}
     if not nodes_with:
         raise Rejected(f"{text} lists no nodes with GPUs")
     return nodes_with

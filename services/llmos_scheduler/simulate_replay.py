@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         trace = log.trace
         unit, aside, arrivals, queues = trace.unit, trace.guessed, trace.arrivals, trace.queues
         nodes = read_cluster(options.nodes) if options.nodes else trace.nodes
-        really = Tally(sum(gpus for _, gpus in trace.nodes), aside)
+        really = Tally(sum(len(machine.devices) for machine in trace.nodes.values()), aside)
         for event in trace.events:
             really.add(event)
         runs.append(Run(REALLY, really.summary(REALLY, True), really))
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
             restart_cost=options.restart_cost,
         )
         replay = Replay(nodes, arrivals, setting)
-        tally = Tally(replay.gangs.total, aside)
+        tally = Tally(replay.gpus, aside)
         with ExitStack() as stack:
             out = stack.enter_context(options.out.open("wb")) if options.out else None
             for event in replay.events():
@@ -119,7 +119,7 @@ def line(event: Event) -> bytes:
     job = event.job
     found: dict[str, Any] = {"time": event.time / 1000, "event": event.kind, "job_id": job.id, "num_gpu": job.gpus}
     if event.kind != "rejected":
-        found["placement"] = event.places
+        found["placement"] = dict(event.places)
     if event.kind == "end":
         found |= {"submit_time": job.submitted / 1000, "jct": (event.time - job.submitted) / 1000}
     return msgspec.json.encode(found) + b"\n"

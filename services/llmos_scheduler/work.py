@@ -27,7 +27,7 @@ class Work(Job):
     while it runs, is the id of the work for which it was asked to stop.
     """
 
-    gpus: int = field(init=False)  # what orders weigh its time with
+    milli: int = field(init=False)
     shape: Shape = field(default_factory=Shape)
     nodes: int = 1
     tenant: str = ""
@@ -42,7 +42,12 @@ class Work(Job):
     gives_way: str = ""
 
     def __post_init__(self) -> None:
-        self.gpus = max(1, self.shape.gpus * max(1, self.nodes))
+        self.milli = max(1, self.gpu_milli)
+
+    @property
+    def gpu_milli(self) -> int:
+        """milli-GPU that it holds in all."""
+        return self.shape.demand * max(1, self.nodes)
 
     def lost(self, now: int) -> int:
         """Work that stopping it now would lose."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmos_scheduler.cluster import Device, Machine
 from llmos_scheduler.order import HOUR, ORDERS
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.replay import Arrival, Event, Replay, Setting
@@ -15,6 +16,7 @@ from llmos_scheduler.replay_report import averages
 from llmos_scheduler.replay_summary import Step, Tally, percentile
 from llmos_scheduler.simulate import main
 from llmos_scheduler.simulate_replay import line
+from llmos_scheduler.work import Places
 
 NODES = [("a", 4), ("b", 2), ("c", 2)]
 GPUS = 8
@@ -42,12 +44,13 @@ SETTINGS = st.builds(
 
 
 def run(arrivals: Sequence[Arrival], setting: Setting, nodes: Sequence[tuple[str, int]] = NODES) -> list[Event]:
-    return list(Replay(nodes, arrivals, setting).events())
+    machines = {name: Machine(0, 0, (Device(""),) * gpus) for name, gpus in nodes}
+    return list(Replay(machines, arrivals, setting).events())
 
 
 def check(arrivals: Sequence[Arrival], events: Sequence[Event], limit: int = GPUS) -> None:
     """Every job that fits ends once; gangs hold all their GPUs, of which nobody else holds any; nobody runs early."""
-    holds: dict[str, dict[str, tuple[int, ...]]] = {}
+    holds: dict[str, Places] = {}
     begun: dict[str, int] = {}
     worked: dict[str, int] = {}
     last = 0
@@ -63,10 +66,10 @@ def check(arrivals: Sequence[Arrival], events: Sequence[Event], limit: int = GPU
             assert event.time >= job.submitted
             assert job.id not in holds
             holds[job.id], begun[job.id] = event.places, event.time
-            devices = [(node, gpu) for places in holds.values() for node, gpus in places.items() for gpu in gpus]
+            devices = [(node, gpu) for places in holds.values() for node, gpus in places for gpu in gpus]
             assert len(devices) == len(set(devices))
             assert all(gpu < dict(NODES)[node] for node, gpu in devices)
-            assert sum(map(len, event.places.values())) == job.gpus
+            assert sum(len(gpus) for _, gpus in event.places) == job.gpus
         else:
             assert holds.pop(job.id) == event.places
             worked[job.id] = worked.get(job.id, 0) + event.time - begun[job.id]
@@ -124,9 +127,9 @@ def test_a_preempted_job_keeps_what_its_checkpoint_holds_and_pays_for_its_restar
 def test_gangs_lie_on_as_few_nodes_as_possible() -> None:
     events = run([Arrival("pair", 0, 10, 2), Arrival("four", 0, 10, 4), Arrival("two", 0, 10, 2)], Setting("fifo"))
     assert [event.places for event in events if event.kind == "start"] == [
-        {"b": (0, 1)},
-        {"a": (0, 1, 2, 3)},
-        {"c": (0, 1)},
+        (("b", (0, 1)),),
+        (("a", (0, 1, 2, 3)),),
+        (("c", (0, 1)),),
     ]
 
 

@@ -1,0 +1,423 @@
+"""How one plan is made: queues take turns (`shares`), each serves its own work by rank (`waiting`).
+
+The best-ranked work of the queue whose turn it is gets free places, or room is made for it by preemption, or it waits:
+the first of a queue that must wait holds a reservation, which later work may use only as far as it delays nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from llmos_scheduler.choice import choose
+from llmos_scheduler.cluster import Mask
+from llmos_scheduler.ground import Access, Ground, Run, Spots
+from llmos_scheduler.holds import Holds, soonest
+from llmos_scheduler.order import LAST, Order, area
+from llmos_scheduler.room import RoomMaker, Victim
+from llmos_scheduler.shares import Shares
+from llmos_scheduler.usage import amounts
+from llmos_scheduler.waiting import Entry, Group, Item, Line, Sleepers
+from llmos_scheduler.work import Rules, Start, Stop, Work
+
+MOST_RESERVATIONS = 8  # of first ones that wait, each of another queue
+SCANNED = 64  # work of one group that is looked at to fill a reservation's time
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a plan is made from."""
+
+    ground: Ground
+    access: Access
+    shares: Shares
+    lines: dict[str, Line]
+    sleepers: Sleepers
+    running: dict[str, Run]
+    leaving: set[str]  # running work that was asked to stop
+    rules: Rules
+
+
+@dataclass(slots=True)
+class Cursor:
+    """One line while a plan is made. `extra`: heads of sleeping groups that are to be looked at all the same."""
+
+    line: Line
+    extra: list[Item] = field(default_factory=list)
+    blocked: Work | None = None  # the first that could not start
+    served: bool = False  # one started, or will
+    closed: bool = False
+    short: bool = False  # only work that ends before a reservation is looked for
+
+    def next(self) -> Entry | None:
+        """Who is next by rank."""
+        if self.closed:
+            return None
+        narrow = self.blocked is not None and self.line.order.narrows
+        awake = self.line.next_awake(narrow)
+        while self.extra and (self.extra[0][2].out or not self.extra[0][2].alive):
+            heappop(self.extra)
+        if not self.extra or narrow or (awake is not None and awake.rank < self.extra[0][0]):
+            return awake
+        return self.extra[0][2]
+
+    def examined(self, entry: Entry) -> None:
+        """The entry is not to be looked at again as one of a sleeping group."""
+        if self.extra and self.extra[0][2] is entry:
+            heappop(self.extra)
+
+
+class Planning:
+    """One plan in the making. `taken`: its tentative leases; `popped`: entries that were taken out of the lines."""
+
+    def __init__(self, facts: Facts, now: int) -> None:
+        self.facts, self.now = facts, now
+        self.ground, self.shares = facts.ground, facts.shares
+        self.holds = Holds(facts.ground, facts.running, facts.leaving)
+        self.starts: list[Start] = []
+        self.stops: list[Stop] = []
+        self.taken: list[tuple[Entry, Spots]] = []
+        self.popped: list[Entry] = []
+        self.promised: dict[str, Work] = {}  # work for which room is being made
+        self.heads: dict[str, tuple[int, Work]] = {}  # line → when its first can start, and who it is
+        self.more = False
+        self.retry = LAST  # when time alone may have changed the plan
+        self._cursors: dict[str, Cursor] = {}
+        self.aside: list[Group] = []  # groups that a limit keeps back
+        self._shut: dict[str, Work] = {}  # limited queues in which one has waited too long to be passed
+
+    # --- the loop ---
+
+    def make(self, entries: Mapping[str, Entry], limit: int) -> None:
+        """Plan; `more` says whether the limit was reached."""
+        self._cursors = {name: Cursor(line) for name, line in self.facts.lines.items() if line.groups}
+        self._keep_rooms(entries)
+        for name, cursor in self._cursors.items():
+            self._open(name, cursor)
+        while True:
+            turn = self.shares.pick()
+            if turn is None:
+                return
+            cursor = self._cursors[turn]
+            if cursor.short:
+                self._fill(cursor)
+                self.shares.withdraw(turn)
+                continue
+            entry = cursor.next()
+            if entry is not None:
+                if len(self.starts) >= limit:
+                    self.more = True
+                    return
+                self._serve(cursor, entry)
+            self._offer(turn, cursor)
+
+    def close(self) -> None:
+        """Leave everything as it was, but for what `taken` says."""
+        self.holds.lift()
+        for group in self.aside:
+            group.asleep = False
+            group.line.show(group)
+        started = {id(entry) for entry, _ in self.taken}
+        for entry in self.popped:
+            if id(entry) not in started:
+                entry.group.line.put_back(entry)
+        for work in self.promised.values():
+            self._charge(work, -1)
+        for stop in self.stops:
+            self._charge(stop.work, 1)
+
+    def _charge(self, work: Work, sign: int) -> None:
+        self.shares.charge(work.queue, amounts(work.shape, work.nodes), sign)
+
+    def _open(self, name: str, cursor: Cursor) -> None:
+        line = cursor.line
+        if self._may_preempt(line):
+            groups: Iterable[Group] = [group for group in line.groups.values() if group.asleep]
+        else:
+            top = line.top()
+            groups = [top.group] if top is not None and top.group.asleep else []
+        for group in groups:
+            if group.head() is not None:
+                heappush(cursor.extra, group.ranked[0])
+        self._offer(name, cursor)
+
+    def _offer(self, name: str, cursor: Cursor) -> None:
+        entry = cursor.next()
+        if entry is not None:
+            self.shares.offer(name, entry.work.gpu_milli)
+        elif not cursor.short and not cursor.closed and (self.holds.rows or self.facts.access.reservations):
+            cursor.short = True
+            self.shares.offer(name, 0)
+        else:
+            self.shares.withdraw(name)
+
+    def _serve(self, cursor: Cursor, entry: Entry) -> None:
+        work, group = entry.work, entry.group
+        cursor.examined(entry)
+        if work.id in self.promised:
+            self._pop(entry)
+            return
+        limited = self._limited(work)
+        if limited is not None:
+            self._pass_limited(cursor, entry, limited)
+            return
+        if not group.asleep:
+            spots = self._find(work, group)
+            if spots is not None:
+                self._start(entry, spots)
+                return
+            self.facts.sleepers.add(group)
+        if self._make_room(cursor, entry):
+            self._pop(entry)
+            if group.asleep and group.head() is not None:
+                heappush(cursor.extra, group.ranked[0])
+        else:
+            self._block(cursor, work, group)
+
+    def _find(self, work: Work, group: Group) -> Spots | None:
+        if group.by is not None and not any(self._quick(work, row) for row in group.by):
+            return None  # no other node has room
+        return choose(self.ground, work, self._barred(work))
+
+    def _quick(self, work: Work, row: int) -> bool:
+        """Whether the node may have room, by its sums."""
+        cluster, shape = self.ground.cluster, work.shape
+        return bool(
+            cluster.cpus[row] >= shape.cpus
+            and cluster.memory[row] >= shape.memory
+            and (not shape.gpus or (cluster.milli[row] >= shape.milli).sum() >= (shape.gpus if work.nodes else 1))
+        )
+
+    def _barred(self, work: Work) -> Mask | None:
+        access = self.facts.access
+        if not access.reservations:
+            return None
+        return access.barred(self.ground, access.key(work, self.shares.add(work.queue)), self.now)
+
+    def _start(self, entry: Entry, spots: Spots) -> None:
+        work = entry.work
+        end = LAST if (left := work.remaining(self.now)) is None else self.now + left
+        spots = tuple((row, self.holds.hidden(row, work, gpus, end)) for row, gpus in spots)
+        for row, gpus in spots:
+            part = self.ground.part(work, gpus)
+            if not self.holds.take(row, part, gpus, end):
+                self.ground.cluster.move(row, part, gpus, -1)
+        self._charge(work, 1)
+        self.starts.append(Start(work, self.ground.places(spots)))
+        self._cursors[work.queue].served = True
+        self.taken.append((entry, spots))
+        self._pop(entry)
+
+    def _pop(self, entry: Entry) -> None:
+        entry.group.line.take_out(entry)
+        self.popped.append(entry)
+
+    # --- limits ---
+
+    def _limited(self, work: Work) -> str | None:
+        for above in self._shut and self.shares.add(work.queue):
+            if above in self._shut and work.gpu_milli:
+                return above
+        return self.shares.limited(work.queue, work.gpu_milli)
+
+    def _pass_limited(self, cursor: Cursor, entry: Entry, limited: str) -> None:
+        """Others may pass what a limit keeps back for `hold`; then they wait as well, until it fits."""
+        work, group = entry.work, entry.group
+        if self.shares.possible(work.queue, work.gpu_milli):
+            if work.wait(self.now) >= self.facts.rules.hold:
+                self._shut.setdefault(limited, work)
+            else:
+                self.retry = min(self.retry, work.since + self.facts.rules.hold)
+            cursor.closed = not cursor.line.order.skips
+        if not group.asleep:  # all of it asks for as much: look no more at it in this plan
+            group.asleep = True
+            self.aside.append(group)
+
+    # --- those that wait ---
+
+    def _block(self, cursor: Cursor, work: Work, group: Group) -> None:
+        """The work can't start: the first of its line to do so holds a reservation."""
+        if cursor.blocked is not None:
+            return
+        order = cursor.line.order
+        if order.preempts == "rank" and (cursor.served or self._outranked(cursor, work)):
+            return
+        held = list(self.holds.rows)
+        found = soonest(self.ground, work, self._barred(work), held, self.holds.leaving, self.now)
+        if found is None:
+            feasible = soonest(self.ground, work, self._barred(work), (), self.holds.leaving, self.now) is not None
+        else:
+            feasible = True
+            at, spots = found
+            since = work.since + self.facts.rules.hold
+            if at == LAST and since > self.now:
+                self.retry = min(self.retry, since)
+            elif len(self.heads) < MOST_RESERVATIONS:
+                self.heads[cursor.line.name] = at, work
+                self.holds.reserve(work, spots, at)
+        if feasible:
+            cursor.blocked = work
+            cursor.closed = not order.skips
+
+    def _outranked(self, cursor: Cursor, work: Work) -> bool:
+        """Whether better-ranked work of the queue runs on, not just because it must not be stopped yet."""
+        order = cursor.line.order
+        return any(
+            order.rank(other, self.now) < order.rank(work, self.now)
+            for other in self._own(cursor.line)
+            if not self._pinned(other, cursor.line)
+        )
+
+    def _fill(self, cursor: Cursor) -> None:
+        """Start what ends before the reservation of the node on which it fits."""
+        order = cursor.line.order
+        untils = {row: held.until for row, held in self.holds.rows.items() if held.until}
+        kept = self.facts.access.until(self.ground, self.now)
+        found: list[tuple[tuple[int, ...], str, int, Entry]] = []
+        for row in [*untils, *(row for row in kept if row not in self.holds.rows)]:
+            room = self.holds.rows[row].true if row in untils else self.ground.room(row)
+            until = min(untils.get(row, LAST), kept.get(row, LAST))
+            for group in self.facts.sleepers.fitting(room.cpus, room.memory, room.milli):
+                if group.line is cursor.line and group.nodes == 1:
+                    for entry in group.first(SCANNED):
+                        left = entry.work.remaining(self.now)
+                        if left is not None and self.now + left <= until and entry.work.id not in self.promised:
+                            found.append((filling(order, entry), entry.work.id, row, entry))
+        started: set[str] = set()
+        for _, id, row, entry in sorted(found, key=lambda one: one[:3]):
+            work = entry.work
+            if id in started or self._limited(work) is not None or not self.ground.suits(work.shape, row):
+                continue
+            if self.ground.names[row] in work.apart or not self._may_fill(work, row, kept):
+                continue
+            held = self.holds.rows.get(row)
+            room = held.true if held is not None else self.ground.room(row)
+            gpus = room.devices(work.shape, self.ground.able(work.shape, row))
+            if gpus is not None:
+                started.add(id)
+                self._start(entry, ((row, gpus),))
+
+    def _may_fill(self, work: Work, row: int, kept: Mapping[int, int]) -> bool:
+        barred = self._barred(work)
+        return barred is None or not barred[row] or row in kept
+
+    # --- preemption ---
+
+    def _keep_rooms(self, entries: Mapping[str, Entry]) -> None:
+        """Work for which others were stopped comes first: it starts, or what is there and what comes is held for it."""
+        waiting = [entry for entry in entries.values() if entry.work.room]
+        for entry in sorted(waiting, key=lambda entry: (entry.work.since, entry.work.number, entry.work.id)):
+            work = entry.work
+            if self._limited(work) is not None:
+                continue
+            barred = self._barred(work)
+            spots = choose(self.ground, work, barred, work.room) or choose(self.ground, work, barred)
+            if spots is not None:
+                self._start(entry, spots)
+                continue
+            cleared = RoomMaker(self.ground, self.holds, self.shares, work, barred, ()).make()
+            if cleared is not None:
+                self._promise(work, cleared[0])
+                self._pop(entry)
+
+    def _promise(self, work: Work, spots: Spots) -> None:
+        self.promised[work.id] = work
+        self._cursors[work.queue].served = True
+        self.holds.promise(work, spots)
+        self._charge(work, 1)
+
+    def _may_preempt(self, line: Line) -> bool:
+        """Whether any work of the line might push others aside."""
+        return (
+            line.order.preempts != "never"
+            or line.latency > 0
+            or bool(self.facts.access.reservations)
+            or self.shares.owner(line.name) is not None
+        )
+
+    def _make_room(self, cursor: Cursor, entry: Entry) -> bool:
+        """Hold for the work what comes free, and ask others to give way if policy allows and it helps."""
+        work = entry.work
+        if not self._may_preempt(cursor.line):
+            return False
+        barred = self._barred(work)
+        victims = {victim.work.id: victim for victim in self._victims(cursor.line, work)}
+        if not victims and not self.holds.leaving:
+            return False
+        cleared = RoomMaker(self.ground, self.holds, self.shares, work, barred, victims.values()).make()
+        if cleared is None:
+            return False
+        spots, chosen = cleared
+        for victim in chosen:
+            self.holds.stop(victim.work)
+            self._charge(victim.work, -1)
+            self.stops.append(Stop(victim.work, work, victim.reason))
+        self._promise(work, spots)
+        return True
+
+    def _victims(self, line: Line, work: Work) -> Iterator[Victim]:
+        """Who might be stopped for the work. Later ones replace earlier ones: the weaker reason comes first."""
+        order, now = line.order, self.now
+        if order.preempts != "never":
+            mine = order.rank(work, now)
+            for other in self._own(line, work.priority if order.preempts == "priority" else None):
+                rank = order.rank(other, now)
+                if rank > mine and not self._pinned(other, line):
+                    if order.preempts == "rank":
+                        yield Victim(other, "rank", 0, (1, *(-part for part in rank)))
+                    else:
+                        yield self._victim(other, "priority", 1)
+        if self.shares.entitled(work.queue, work.gpu_milli) and work.gpu_milli:
+            mine_ = self.shares.owner(work.queue)
+            for name, others in self.facts.lines.items():
+                owner = self.shares.owner(name)
+                if owner != mine_ and self.shares.surplus(owner) > 0:
+                    for other in self._own(others):
+                        if not self._young(other):
+                            yield self._victim(other, "reclaim", 0, owner)
+        claims = self.facts.access.claims(self.ground, self._access_key(work), now)
+        if claims:
+            for row in sorted(claims):
+                for other, _ in self.ground.leases[row].values():
+                    if self._stoppable(other) and row not in self._claimed(other):
+                        yield self._victim(other, "reservation", 0)
+        if work.latency:
+            for others in self.facts.lines.values():
+                for other in self._own(others):
+                    yield self._victim(other, "latency", 0)
+
+    def _victim(self, work: Work, reason: str, strength: int, owner: str | None = None) -> Victim:
+        loss = work.lost(self.now) * work.milli
+        return Victim(work, reason, loss, (strength, loss, -work.since, -work.number), owner)  # type: ignore[arg-type]
+
+    def _own(self, line: Line, below: int | None = None) -> Iterator[Work]:
+        """Running work of the line that may be stopped, of a priority below that one."""
+        for priority, works in line.running.items():
+            if below is None or priority < below:
+                for work in works.values():
+                    if self._stoppable(work):
+                        yield work
+
+    def _stoppable(self, work: Work) -> bool:
+        return work.preemptible and not work.latency and work.id not in self.holds.leaving
+
+    def _young(self, work: Work, least: int = 0) -> bool:
+        """Whether it has not run for the minimum time; then it is worth another look when it has."""
+        ripe = work.since + max(least, self.facts.rules.min_run)
+        if ripe > self.now:
+            self.retry = min(self.retry, ripe)
+        return ripe > self.now
+
+    def _pinned(self, work: Work, line: Line) -> bool:
+        return self._young(work, line.order.turn)
+
+    def _access_key(self, work: Work) -> tuple[bool, ...]:
+        return self.facts.access.key(work, self.shares.add(work.queue))
+
+    def _claimed(self, work: Work) -> set[int]:
+        return self.facts.access.claims(self.ground, self._access_key(work), self.now)
+
+
+def filling(order: Order, entry: Entry) -> tuple[int, ...]:
+    """The order in which work fills the time before a reservation."""
+    work = entry.work
+    return (*area(work, work.since), work.number) if order.narrows else entry.rank
