@@ -149,6 +149,7 @@ class Replay:
             duration=None if self.setting.blind else arrival.duration,
             priority=arrival.priority,
             queue=arrival.queue,
+            tenant=arrival.tenant,
             deadline=arrival.deadline,
             since=arrival.submitted,
             shape=Shape(gpus=arrival.gpus),
