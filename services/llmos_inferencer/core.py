@@ -11,7 +11,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from llmos.contracts.deployments import ReplicaAssigned
-from llmos_inferencer.state import Actual, Desired
+from llmos_inferencer.state import Actual, Desired, lease_of
 
 # --- replicas ---
 
@@ -52,7 +52,7 @@ def converge(desired: Desired, actual: Actual, now: float) -> list[Effect]:
         elif have is None:
             effects.append(Bring(want))
         elif have.generation < want.generation:
-            same = (have.version, have.canary) == (want.version, want.canary)
+            same = (have.version, have.canary, have.lease) == (want.version, want.canary, lease_of(want))
             effects.append(Confirm(want) if same else Bring(want))
         elif have.status == "failed" and have.retry_at is not None and have.retry_at <= now:
             effects.append(Bring(want))

@@ -21,13 +21,14 @@ FORMAT = 1  # of llmos.json
 
 
 class Means(Struct, frozen=True):
-    """What an engine may use: CPU threads, the device of the lease (`cpu`, `cuda:0`), and bytes of memory beside the
-    weights (0: not limited), for caches.
+    """What an engine may use: CPU threads, the device of the lease (`cpu`, `cuda:0`), bytes of memory beside the
+    weights (0: not limited), for caches, and bytes of the GPU (0: all of it).
     """
 
     threads: int
     device: str = "cpu"
     memory: int = 0
+    gpu_memory: int = 0
 
 
 # --- one pass ---

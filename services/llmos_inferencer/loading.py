@@ -3,6 +3,7 @@ together.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
@@ -11,12 +12,13 @@ from llmos.artifacts import Cipher
 from llmos.clock import Clock
 from llmos.contracts.models import ModelVersion
 from llmos.errors import Rejected
-from llmos_inferencer import memory
+from llmos_inferencer import devices, memory
 from llmos_inferencer.core import Resident, make_room
 from llmos_inferencer.engine import Engine, Means, OutOfMemory, load
 from llmos_inferencer.meter import Meter
 from llmos_inferencer.sessions import Session, Track
 from llmos_inferencer.staging import Staging
+from llmos_inferencer.state import Lease
 from llmos_inferencer.trust import Trust
 
 PREPACKED = 2  # a session keeps weights that were rearranged beside those of the file, until one has been measured
@@ -52,13 +54,15 @@ class Loader:
         self._one = asyncio.Lock()
 
     async def load(
-        self, track: Track, version: ModelVersion, new_meter: Callable[[], Meter], *, again: bool
+        self, track: Track, version: ModelVersion, lease: Lease, new_meter: Callable[[], Meter], *, again: bool
     ) -> Session | None:
-        """Load `version` and switch `track` to it; the session that served before, still to be unloaded.
+        """Load `version` on the devices of `lease` and switch `track` to it; the session that served before, still to
+        be unloaded.
 
         `again` reloads what was unloaded for room: nothing happens if something serves when its turn has come.
         Raises `Rejected` for what must not or can't be served, another `LlmosError` for what may work later.
         """
+        device = devices.device(lease, os.environ.get("CUDA_VISIBLE_DEVICES"))
         await self._trust.check(version)
 
         async def unsealing(sealed_by: str) -> Cipher:
@@ -72,13 +76,14 @@ class Loader:
                 await self._make_room(track, self._measured.get(version.artifact, PREPACKED * files))
                 before = memory.resident()
                 try:
-                    engine = await self._open(root)
+                    engine = await self._open(root, device, lease)
                 except OutOfMemory:
                     if not await self.relieve(track.session):
                         raise
-                    engine = await self._open(root)
+                    engine = await self._open(root, device, lease)
                 cost = self._measured[version.artifact] = max(memory.resident() - before, files) + engine.reserved
                 session = Session(engine, version, cost, new_meter(), self._clock.monotonic())
+                track.lease = lease
                 return track.switch(session)
 
     async def relieve(self, session: Session | None) -> bool:
@@ -96,8 +101,9 @@ class Loader:
         await self._unload(min(loose, key=itemgetter(0))[1], "memory: the system has none left")
         return True
 
-    async def _open(self, root: Path) -> Engine:
-        return await asyncio.to_thread(load, root, Means(self._threads, memory=self._left()))
+    async def _open(self, root: Path, device: str, lease: Lease) -> Engine:
+        means = Means(self._threads, device, memory=self._left(), gpu_memory=lease.memory)
+        return await asyncio.to_thread(load, root, means)
 
     def _left(self) -> int:
         """Bytes of the budget that no session takes."""

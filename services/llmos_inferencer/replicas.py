@@ -19,6 +19,7 @@ from llmos_inferencer.reporting import Reporter
 from llmos_inferencer.serving import Serving
 from llmos_inferencer.sessions import Session, Track
 from llmos_inferencer.staging import Staging
+from llmos_inferencer.state import Lease, lease_of
 from llmos_inferencer.trust import Trust
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -86,23 +87,25 @@ class Replicas:
         version = assigned.version
         assert version is not None  # `converge` takes an assignment without a version down
         serving = self._serving(assigned)
-        main, canary = serving.main, serving.canary
+        main, canary, lease = serving.main, serving.canary, lease_of(assigned)
         replaced: list[tuple[Session | None, str]] = []
         reason = f"replaced by version {version.version}"
-        if version == canary.version and canary.session is not None:
+        if version == canary.version and canary.session is not None and lease == canary.lease:
             serving.weight, session = 0, canary.detach()
             assert session is not None  # seen a line above, and nothing was awaited
             canary.version = None
+            main.lease = lease
             replaced.append((main.switch(session), reason))
-        elif version != main.version:
-            replaced.append((await self._load(serving, main, version), reason))
+        elif version != main.version or lease != main.lease:
+            reason = reason if version != main.version else "moved to other devices"
+            replaced.append((await self._load(serving, main, version, lease), reason))
         if assigned.canary is None:
             serving.weight, session, canary.version = 0, canary.detach(), None
             canary.hand_over(main)
             replaced.append((session, "the canary was taken back"))
-        elif assigned.canary != canary.version:
+        elif assigned.canary != canary.version or lease != canary.lease:
             serving.weight = 0
-            old = await self._load(serving, canary, assigned.canary)
+            old = await self._load(serving, canary, assigned.canary, lease)
             replaced.append((old, f"replaced by version {assigned.canary.version}"))
         self.configure(assigned)
         return [(session, why) for session, why in replaced if session is not None]
@@ -167,12 +170,12 @@ class Replicas:
     # --- inside ---
 
     async def _load(
-        self, serving: Serving, track: Track, version: ModelVersion, *, again: bool = False
+        self, serving: Serving, track: Track, version: ModelVersion, lease: Lease, *, again: bool = False
     ) -> Session | None:
         def new_meter() -> Meter:
             return Meter(serving.deployment, serving.tenant, self._ctx.node, version, self._ctx.clock.now())
 
-        old = await self._loader.load(track, version, new_meter, again=again)
+        old = await self._loader.load(track, version, lease, new_meter, again=again)
         serving.start()
         return old
 
@@ -180,7 +183,7 @@ class Replicas:
         serving, assigned = self.servings[track.deployment], self._assigned[track.deployment]
         started = self._ctx.clock.monotonic()
         try:
-            await self._load(serving, track, version, again=True)
+            await self._load(serving, track, version, track.lease, again=True)
         except Exception as error:  # noqa: BLE001 - whatever it was, a reload that fails is a replica that failed
             if self.servings.get(track.deployment) is serving and track.version is version:
                 track.version = None

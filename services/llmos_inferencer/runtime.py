@@ -6,6 +6,8 @@ os.environ.setdefault(
     "ORT_DISABLE_TELEMETRY", "1"
 )  # read when onnxruntime is imported; its Linux wheels have telemetry on
 
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which `devices` counts GPUs
+
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,33 @@ def open_session(path: Path, means: Means) -> Any:
     """An `InferenceSession` on the device of `means`. Raises `Rejected` when this onnxruntime can't use that device,
     and what onnxruntime raises for a bad graph.
     """
-    return ort.InferenceSession(str(path), session_options(means.threads), providers=providers(means.device))
+    chosen = providers(means.device, means.gpu_memory)
+    session = ort.InferenceSession(str(path), session_options(means.threads), providers=chosen)
+    if means.device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
+        raise _unusable(means.device)  # onnxruntime goes to the CPU without a word when CUDA does not start
+    return session
 
 
-def providers(device: str) -> list[Any]:
-    """The execution providers for a device: `cpu`, or `cuda:<number>` with the CPU behind it."""
+def providers(device: str, memory: int = 0) -> list[Any]:
+    """The execution providers for a device: `cpu`, or `cuda:<number>` with the CPU behind it; `memory` bytes of a GPU
+    at most (0: all of it) for weights and activations of a session.
+    """
     kind, _, number = device.partition(":")
     if kind == "cpu":
         return ["CPUExecutionProvider"]
     if kind != "cuda" or "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise Rejected(
-            f"this inferencer can't use the device {device!r}",
-            remedy="Install 'llmos[gpu]' instead of onnxruntime on this node, or deploy without GPUs.",
-        )
-    return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+        raise _unusable(device)
+    options: dict[str, int | str] = {"device_id": int(number or 0)}
+    if memory:
+        options |= {"gpu_mem_limit": memory, "arena_extend_strategy": "kSameAsRequested"}
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+def _unusable(device: str) -> Rejected:
+    return Rejected(
+        f"this inferencer can't use the device {device!r}",
+        remedy="Install 'llmos[gpu]' instead of onnxruntime on this node, and its driver, or deploy without GPUs.",
+    )
 
 
 def session_options(threads: int) -> Any:

@@ -9,6 +9,7 @@ from llmos.clock import Clock
 from llmos.contracts.models import ModelVersion
 from llmos_inferencer.engine import BatchEngine, Engine, Generator, Late
 from llmos_inferencer.meter import Meter
+from llmos_inferencer.state import Lease
 
 
 class Session:
@@ -52,7 +53,8 @@ class Track:
     """One way through a deployment: the session of the moment, or none. `demand` is called when a request finds none:
     requests are held until `switch`.
 
-    `version` is what is, or is to be, loaded here; `pinned` and `idle` are as `ReplicaAssigned` says.
+    `version` is what is, or is to be, loaded here, on the devices of `lease`; `pinned` and `idle` are as
+    `ReplicaAssigned` says.
     """
 
     def __init__(self, name: str, deployment: str, clock: Clock, *, demand: Callable[["Track"], None]) -> None:
@@ -60,6 +62,7 @@ class Track:
         self.deployment = deployment
         self.session: Session | None = None
         self.version: ModelVersion | None = None
+        self.lease = Lease()
         self.pinned = False
         self.idle = 0.0
         self._clock = clock

@@ -12,6 +12,19 @@ from msgspec.structs import replace
 from llmos.contracts.deployments import ReplicaAssigned
 from llmos.contracts.models import ModelVersion
 
+
+class Lease(Struct, frozen=True):
+    """The GPUs that a replica may use (none: it runs on CPUs), and how much memory of each in bytes (0: all)."""
+
+    devices: tuple[str, ...] = ()
+    memory: int = 0
+
+
+def lease_of(assigned: ReplicaAssigned) -> Lease:
+    """What an assignment leases."""
+    return Lease(tuple(assigned.devices), assigned.gpu_memory)
+
+
 Desired = dict[str, ReplicaAssigned]
 
 FIRST_RETRY_S = 0.5
@@ -22,8 +35,8 @@ class Replica(Struct, frozen=True):
     """A deployment as it stands in this process.
 
     `generation` is the newest one acted on; `version` is what answers requests (`None` before the first one is
-    up), also while a newer one is brought up beside it and after that failed; `canary` is what answers some of them.
-    `failures` in a row; `retry_at` is `None` when trying again can't help.
+    up), also while a newer one is brought up beside it and after that failed; `canary` is what answers some of them,
+    and `lease` where both run. `failures` in a row; `retry_at` is `None` when trying again can't help.
     """
 
     deployment: str
@@ -31,6 +44,7 @@ class Replica(Struct, frozen=True):
     status: Literal["bringing", "ready", "failed", "absent"] = "bringing"
     version: ModelVersion | None = None
     canary: ModelVersion | None = None
+    lease: Lease = Lease()
     failures: int = 0
     retry_at: float | None = None
 
@@ -57,6 +71,7 @@ def began(actual: Actual, assigned: ReplicaAssigned) -> Actual:
             assigned.generation,
             version=old.version if old else None,
             canary=old.canary if old else None,
+            lease=old.lease if old else Lease(),
         )
     return {**actual, assigned.deployment: new}
 
@@ -66,7 +81,7 @@ def came_up(actual: Actual, assigned: ReplicaAssigned) -> Actual:
     return {
         **actual,
         assigned.deployment: Replica(
-            assigned.deployment, assigned.generation, "ready", assigned.version, assigned.canary
+            assigned.deployment, assigned.generation, "ready", assigned.version, assigned.canary, lease_of(assigned)
         ),
     }
 

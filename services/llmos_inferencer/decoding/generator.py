@@ -262,4 +262,4 @@ def open_decoder(path: Path, means: Means) -> Any:
 
     options = session_options(means.threads)
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    return ort.InferenceSession(str(path), options, providers=providers(means.device))
+    return ort.InferenceSession(str(path), options, providers=providers(means.device, means.gpu_memory))
