@@ -4,12 +4,14 @@ async with await Client.connect() as llmos:
     job = await llmos.submit({"name": "intents", "model": {"base": "hf:…"}, "data": {"train": "file:///…"}})
     async for event in llmos.events(job):
         print(event)
+    async for said in llmos.stream("chat", Input(messages=[Message("user", "Hello")])):
+        print(said)
 """
 
 import asyncio
 import os
 import platform
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +22,6 @@ from llmos.artifacts import ArtifactStore, open_store, put_tree
 from llmos.bus import Bus
 from llmos.clock import Clock, SystemClock
 from llmos.contracts import subjects
-from llmos.contracts.inference import Class, InferenceAnswered, InferenceRequested
 from llmos.contracts.jobs import (
     ENDED,
     CancelRequested,
@@ -35,18 +36,18 @@ from llmos.contracts.jobs import (
     JobView,
 )
 from llmos.contracts.models import ModelRecord
-from llmos.errors import Busy, LlmosError, NotFound, Rejected, Unreachable, from_problem
+from llmos.errors import Busy, LlmosError, NotFound, Rejected, Unreachable
 from llmos.history import ENDS, DeploymentView, follow_job, read_deployments
 from llmos.ids import is_token, new_id
+from llmos.inferring import Inferring
 from llmos.operating import Operating, one
 from llmos.telemetry import Telemetry
 
 CONNECT_WITHIN_S = 5.0
-INFER_WITHIN_S = 10.0
 SETTLED_WITHIN_S = 5.0
 
 
-class Client(Operating):
+class Client(Operating, Inferring):
     """A connection to a stack. Every method may be used from many tasks at once.
 
     All raise `Busy` when the stack doesn't answer in time, `NotFound` for what doesn't exist, `Rejected` for a request
@@ -62,13 +63,10 @@ class Client(Operating):
         telemetry: Telemetry | None = None,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(bus)
-        self.tenant = tenant
+        Operating.__init__(self, bus)
+        Inferring.__init__(self, bus, tenant, telemetry or Telemetry("client"), clock or SystemClock())
         self.artifacts = artifacts
-        self._store: ArtifactStore | None = None
-        self._telemetry = telemetry or Telemetry("client")
-        self._clock = clock or SystemClock()
-        self._deployed: set[str] = set()
+        self._opened: ArtifactStore | None = None
 
     @classmethod
     async def connect(
@@ -220,76 +218,25 @@ class Client(Operating):
         """What should be served now, and how far each replica is."""
         return await read_deployments(self.bus, one(name, "deployment") if name else "*")
 
-    # --- inference ---
-
-    async def infer(
-        self,
-        deployment: str,
-        texts: Sequence[str],
-        *,
-        top: int = 0,
-        priority: Class = "interactive",
-        timeout: float = INFER_WITHIN_S,
-    ) -> InferenceAnswered:
-        """Classify texts with a deployed model; one output per text. `top` limits the labels listed (0: all).
-
-        Raises `NotFound` when nothing is deployed under that name, `Busy` when no replica answers within `timeout`
-        seconds.
-        """
-        await self._check_deployed(deployment)
-        id = new_id("r")
-        request = InferenceRequested(
-            client=self.bus.client,
-            inputs=list(texts),
-            tenant=self.tenant,
-            top=top,
-            deadline=self._clock.now() + timeout,
-        )
-        with self._telemetry.span("infer", kind="client", model=deployment):
-            try:
-                answer = await self.bus.ask(
-                    subjects.infer(deployment, id, priority),
-                    request,
-                    type="llmos.inference.requested.v1",
-                    id=id,
-                    answer=InferenceAnswered,
-                    timeout=timeout,
-                    ttl=timeout,
-                )
-            except TimeoutError:
-                self._deployed.discard(deployment)
-                await self._check_deployed(deployment)
-                raise Busy(
-                    f"no replica of {deployment} answered within {timeout:g} s",
-                    remedy="See `llmos get deployments`; retry later or with a longer timeout.",
-                ) from None
-        if answer.problem is not None:
-            raise from_problem(answer.problem)
-        return answer
-
-    async def _check_deployed(self, deployment: str) -> None:
-        if deployment in self._deployed:
-            return
-        if not await self.deployments(deployment):
-            raise NotFound(
-                f"nothing is deployed as {deployment!r}", remedy="See `llmos get deployments`.", param="deployment"
-            )
-        self._deployed.add(deployment)
-
     # --- artifacts ---
+
+    async def _open_store(self) -> ArtifactStore:
+        """The stack's artifact store. Raises `Rejected` when none is known."""
+        if not self.artifacts:
+            raise Rejected("no artifact store is known", remedy="Set LLMOS_ARTIFACTS to the stack's store.")
+        if self._opened is None:
+            self._opened = await asyncio.to_thread(open_store, self.artifacts)
+        return self._opened
 
     async def upload(self, path: str | Path) -> str:
         """Store a file, or a directory as a tree; `artifact:sha256:…`, to be used in a spec."""
-        if not self.artifacts:
-            raise Rejected("no artifact store is known", remedy="Set LLMOS_ARTIFACTS to the stack's store.")
-        if self._store is None:
-            self._store = await asyncio.to_thread(open_store, self.artifacts)
+        store = await self._open_store()
         path = Path(path)
         if path.is_dir():
-            return f"artifact:{await put_tree(self._store, path, kind='upload', meta={'name': path.name})}"
+            return f"artifact:{await put_tree(store, path, kind='upload', meta={'name': path.name})}"
         if not path.is_file():
             raise NotFound(f"there is no file {path}", remedy="Correct the path.")
-        return f"artifact:{await self._store.put_file(path)}"
+        return f"artifact:{await store.put_file(path)}"
 
 
 def _find(nats_url: str | None, data_dir: Path | None, artifacts: str | None) -> tuple[str, str]:

@@ -127,6 +127,7 @@ class SyncClient:
     model = blocking(Client.model)
     deployments = blocking(Client.deployments)
     infer = blocking(Client.infer)
+    stream = iterating(Client.stream)
     upload = blocking(Client.upload)
 
     def close(self) -> None:
