@@ -8,47 +8,29 @@ from pathlib import Path
 
 import msgspec
 
-from llmos.contracts.jobs import Fault
 from llmos.errors import Rejected
 from llmos_trainer import pretrained
 from llmos_trainer.datasets import labels_of, write_dataset
+from llmos_trainer.faults import Faults
 from llmos_trainer.orders import CheckOrder, Faulted, Finished
 from llmos_trainer.reporting import Channel, Reporter, reported
 from llmos_trainer.rows import Columns, Row, read_rows
 from llmos_trainer.splits import SPLITS, leaked, split_off
 
-LISTED = 100
 _LOOK_EVERY = 1000  # rows
-
-
-class Faults:
-    """The first 100 faults, and how many more there are."""
-
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        self._listed = [*faults]
-        self._more = 0
-
-    def __len__(self) -> int:
-        return len(self._listed) + self._more
-
-    def add(self, path: str, message: str, line: int | None = None) -> None:
-        """Note a fault."""
-        if len(self._listed) < LISTED:
-            self._listed.append(Fault(path, message, line))
-        else:
-            self._more += 1
-
-    def listed(self) -> list[Fault]:
-        """What to tell the sender."""
-        more = [Fault("data", f"{self._more} more faults are not listed")] if self._more else []
-        return self._listed + more
 
 
 def run(args: bytes, channel: Channel) -> None:
     """The child's entry: `args` is a `CheckOrder`."""
     reporter = Reporter(channel)
     with reported(reporter):
-        check(msgspec.json.decode(args, type=CheckOrder), reporter)
+        order = msgspec.json.decode(args, type=CheckOrder)
+        if order.untrained:
+            from llmos_trainer import untrained
+
+            untrained.check(order, reporter)
+        else:
+            check(order, reporter)
 
 
 def check(order: CheckOrder, reporter: Reporter) -> None:

@@ -18,8 +18,9 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 async def check(run: Run) -> Effect:
     """Resolve every reference, then check what arrived; what did not is a fault beside the others."""
     await run.say_started()
-    data, faults = run.assigned.spec.data, []
-    references = {f"data.{name}": text for name in SPLITS if (text := getattr(data, name)) is not None}
+    spec = run.assigned.spec
+    data, untrained, faults = spec.data, spec.train.method == "none", []
+    references = {f"data.{name}": text for name in SPLITS if (text := getattr(data, name))}
     references["model.base"] = run.assigned.spec.model.base
     arrived: dict[str, str] = {}
     away: dict[str, Busy] = {}
@@ -38,11 +39,14 @@ async def check(run: Run) -> Effect:
             files={name: arrived[f"data.{name}"] for name in SPLITS if f"data.{name}" in arrived},
             references={name: references[f"data.{name}"] for name in SPLITS if f"data.{name}" in references},
             faults=faults,
-            text=data.text,
-            label=data.label,
+            text=data.columns.get("text", data.text),
+            label=data.columns.get("label", data.label),
             base=arrived.get("model.base", ""),
-            max_length=run.assigned.spec.train.max_length,
+            max_length=(spec.export.max_length or 0) if untrained else spec.train.max_length,
             work=str(run.folder / f"trees-{crashes}"),
+            task=spec.task,
+            columns=data.columns,
+            untrained=untrained,
         )
         end, exit = await run.child("llmos_trainer.checking:run", order, NO_GPU)
         effect = core.decide_ended(end, exit, run.intent, crashes)

@@ -15,6 +15,7 @@ class CheckOrder(Struct, frozen=True):
 
     `files` maps each split that arrived to the local file, `references` each given split to the reference as its
     sender wrote it. `faults` were found while the references were resolved; `base` is empty when it did not arrive.
+    `untrained` jobs export the base as it is; `columns` names the columns of a row's parts by role.
     """
 
     files: dict[str, str]
@@ -25,6 +26,9 @@ class CheckOrder(Struct, frozen=True):
     base: str
     max_length: int
     work: str
+    task: str = "text-classification"
+    columns: dict[str, str] = {}
+    untrained: bool = False
 
 
 class GangOrder(Struct, frozen=True, omit_defaults=True):

@@ -48,23 +48,23 @@ def examine(folder: Path, max_length: int) -> list[str]:
         config = _config(folder)
     except Rejected as error:
         return [str(error)]
-    faults = [*_weight_faults(folder)]
+    faults = [*weight_faults(folder)]
     try:
-        tokenizer = _tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
         pad_token(folder, config, tokenizer)
         words = 1 + max(tokenizer.get_vocab().values(), default=-1)
         if words > (known := getattr(config, "vocab_size", words)):
             faults.append(f"the tokenizer gives {words} token ids, and the model knows {known}")
     except Rejected as error:
         faults.append(str(error))
-    if (limit := _positions(config)) and max_length > limit:
+    if (limit := positions(config)) and max_length > limit:
         faults.append(
             f"train.max_length is {max_length}, and the model reads {limit} tokens. Set it to {limit} or less."
         )
     return faults
 
 
-def stage(folder: Path, dest: Path) -> None:
+def stage(folder: Path, dest: Path, *, tokenizer: bool = True) -> None:
     """Copy what training needs, and nothing else, to the new folder `dest`. `folder` has no fault."""
     dest.mkdir(parents=True)
     index = folder / _INDEX
@@ -72,8 +72,8 @@ def stage(folder: Path, dest: Path) -> None:
     for name in ("config.json", _INDEX, *sorted(names), *_TOKENIZER_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, dest / name)
-    if not (dest / "tokenizer.json").exists():
-        _tokenizer(folder).save(str(dest / "tokenizer.json"))
+    if tokenizer and not (dest / "tokenizer.json").exists():
+        read_tokenizer(folder).save(str(dest / "tokenizer.json"))
 
 
 def copy_tokenizer(folder: Path, dest: Path) -> None:
@@ -93,7 +93,7 @@ def load(folder: Path, labels: Sequence[str], seed: int) -> Pretrained:
 
     torch.manual_seed(seed)
     config = _config(folder)
-    config.pad_token_id = pad_token(folder, config, _tokenizer(folder))
+    config.pad_token_id = pad_token(folder, config, read_tokenizer(folder))
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
@@ -127,7 +127,7 @@ def load(folder: Path, labels: Sequence[str], seed: int) -> Pretrained:
 
 def load_tokenizer(folder: Path, max_length: int) -> Any:
     """The staged tokenizer, cutting at `max_length` tokens, without padding: the one that will serve, too."""
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
     return tokenizer
@@ -162,7 +162,7 @@ def _config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a foreign configuration raises, it is the fault
         raise Rejected(
-            f"config.json does not describe a model that is known here (model_type {kind!r}): {_first_line(error)}",
+            f"config.json does not describe a model that is known here (model_type {kind!r}): {first_line(error)}",
             remedy="Give a model of an architecture that transformers contains.",
         ) from error
     if type(config) not in SUPPORTED or getattr(config, "is_encoder_decoder", False):
@@ -173,7 +173,8 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _weight_faults(folder: Path) -> list[str]:
+def weight_faults(folder: Path) -> list[str]:
+    """Everything for which the weights can't be read."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / _INDEX
@@ -190,7 +191,7 @@ def _weight_faults(folder: Path) -> list[str]:
                 with safe_open(folder / name, framework="np") as file:
                     file.keys()
             except (SafetensorError, OSError) as error:
-                faults.append(f"{name} is damaged: {_first_line(error)}")
+                faults.append(f"{name} is damaged: {first_line(error)}")
         elif pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
             faults.append(
                 f"the weights are only there as {pickles[0]}, which may run code when it is read. "
@@ -202,7 +203,7 @@ def _weight_faults(folder: Path) -> list[str]:
     return faults
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """The fast tokenizer, from `tokenizer.json` or built from the older files. Raises `Rejected`."""
     from tokenizers import Tokenizer
 
@@ -218,13 +219,13 @@ def _tokenizer(folder: Path) -> Any:
         built = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = getattr(built, "backend_tokenizer", None)
     except Exception as error:  # tokenizers raises bare Exception, and a foreign file may be wrong in any way
-        raise Rejected(f"no tokenizer can be read: {_first_line(error)}", remedy=remedy) from error
+        raise Rejected(f"no tokenizer can be read: {first_line(error)}", remedy=remedy) from error
     if backend is None:
         raise Rejected("there is no tokenizer.json, and none can be built from the files", remedy=remedy)
     return backend
 
 
-def _positions(config: Any) -> int:
+def positions(config: Any) -> int:
     """How many tokens the model can tell apart by position; 0 when nothing limits them."""
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
@@ -241,5 +242,5 @@ def _json(path: Path) -> Any:
         raise Rejected(f"{path.name} is no valid JSON: {error}", remedy="Correct the file.") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

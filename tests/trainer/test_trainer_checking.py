@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from llmos.contracts.jobs import Fault
-from llmos_trainer.checking import LISTED, run
+from llmos_trainer.checking import run
+from llmos_trainer.faults import LISTED
 from llmos_trainer.orders import CheckOrder, Faulted, Finished
 
 Rows = list[dict[str, Any]]
