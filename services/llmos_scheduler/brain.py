@@ -173,7 +173,7 @@ class Brain:
             self.checks.node(node)
             self._plan_at = 0
         if changed:
-            self.planner.set_machines(self.tenancy.machines)
+            self.planner.set_machines(dict(sorted(self.tenancy.machines.items())))
 
     # --- jobs and deployments ---
 

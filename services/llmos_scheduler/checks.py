@@ -94,7 +94,7 @@ class Checks:
         avoided, found = None, None
         while self._free and found is None:
             entry = heappop(self._free)
-            if entry[1] == -self._left(entry[2]) and entry[1]:
+            if entry[1] == -self._left(entry[2]) and entry[:1] == self._nodes.get(entry[2], ())[1:]:
                 if entry[2] == avoid:
                     avoided = entry
                 else:

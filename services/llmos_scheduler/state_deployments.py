@@ -75,8 +75,9 @@ def on_ready(state: State, event: ReplicaReady, at: float, id: str) -> None:
     deployment, replica = _replica(state, event)
     if deployment is None or replica is None:
         return
+    if replica.state != "ready":
+        deployment.progress_at = max(deployment.progress_at, at)
     replica.state, replica.failures, replica.retryable, replica.problem = "ready", 0, True, None
-    deployment.progress_at = max(deployment.progress_at, at)
     job = state.jobs.get(deployment.change.job)
     if job is not None and not job.ended:
         job.moved_by = id or job.moved_by

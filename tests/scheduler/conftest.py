@@ -21,10 +21,19 @@ from llmos.contracts.jobs import (
     ModelSource,
     ResourceRequest,
     RetrySettings,
+    TrainSettings,
 )
 from llmos.contracts.models import ModelExported, ModelVersion
 from llmos.contracts.nodes import Gpu, Inventory, NodeInventoried, NodeLost, WorkerJoined, WorkerLost
-from llmos.contracts.tasks import TaskAssigned, TaskCancelled, TaskFailed, TaskProgressed, TaskStarted, TaskSucceeded
+from llmos.contracts.tasks import (
+    TaskAssigned,
+    TaskCancelled,
+    TaskCheckpointed,
+    TaskFailed,
+    TaskProgressed,
+    TaskStarted,
+    TaskSucceeded,
+)
 from llmos.errors import Problem
 from llmos_scheduler.brain import Brain
 from llmos_scheduler.core import decide
@@ -42,10 +51,15 @@ OUTPUTS = {
 
 
 def make_spec(name: str = "mood", **fields: Any) -> JobSpec:
-    """A job spec; `deploy=2` asks for two replicas under the job's name; `cpus`, `gpus`, `attempts`, … are short."""
-    wants = {key: fields.pop(key) for key in ("cpus", "memory", "gpus", "gpu_memory") if key in fields}
+    """A job spec; `deploy=2` asks for two replicas under the job's name, `replica={…}` is what each of them leases;
+    `cpus`, `gpus`, `attempts`, `method`, … are short."""
+    wants = {key: fields.pop(key) for key in ResourceRequest.__struct_fields__ if key in fields}
+    replica, spread = fields.pop("replica", None), fields.pop("spread", "")
     if isinstance(fields.get("deploy"), int):
-        fields["deploy"] = DeploySettings(name, fields["deploy"])
+        leases = ResourceRequest(**{"memory": GIB, **replica}) if replica is not None else None
+        fields["deploy"] = DeploySettings(name, fields["deploy"], leases, spread)
+    if "method" in fields:
+        fields["train"] = TrainSettings(fields.pop("method"))
     if "attempts" in fields:
         fields["retry"] = RetrySettings(fields.pop("attempts"))
     if isinstance(fields.get("deadline"), int | float):
@@ -66,8 +80,11 @@ class World:
     queue: dict[tuple[str, int], tuple[str, TaskAssigned]] = field(default_factory=dict)
     taken: dict[tuple[str, int], tuple[str, TaskAssigned]] = field(default_factory=dict)
     stops: set[tuple[str, int]] = field(default_factory=set)
+    saves: set[tuple[str, int]] = field(default_factory=set)  # of the stops, those that ask for a checkpoint first
+    ranks: dict[tuple[str, int, int], tuple[str, TaskAssigned]] = field(default_factory=dict)  # of gangs
     deployed: dict[tuple[str, str], ReplicaAssigned] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
+    compare: bool = False  # at every decision: does a brain made from the state alone decide the same?
 
     def __post_init__(self) -> None:
         self.brain = Brain(self.state)
@@ -85,6 +102,8 @@ class World:
     def step(self) -> list[Effect]:
         """One decision, performed."""
         effects = decide(self.state, self.brain, self.now)
+        if self.compare:
+            self.compare_with_a_new_brain(effects)
         for effect in effects:
             if isinstance(effect, Emit):
                 assert effect.id, effect
@@ -94,11 +113,19 @@ class World:
                 self.perform(effect)
         return effects
 
+    def compare_with_a_new_brain(self, effects: list[Effect]) -> None:
+        new = Brain(self.state)
+        same = decide(self.state, new, self.now)
+        assert [e for e in effects if isinstance(e, Emit)] == [e for e in same if isinstance(e, Emit)]
+        assert self.brain.wanted.all() == new.wanted.all()
+
     def perform(self, effect: Effect) -> None:
         match effect:
             case DispatchWork():
                 key = (effect.assignment.task, effect.assignment.lease)
-                if f"work {key}" not in self.ids:
+                if effect.assignment.rank:
+                    self.ranks[*key, effect.assignment.rank] = (effect.node, effect.assignment)
+                elif f"work {key}" not in self.ids:
                     self.ids.add(f"work {key}")
                     self.queue[key] = (effect.node, effect.assignment)
             case WithdrawWork():
@@ -108,6 +135,8 @@ class World:
                     del self.queue[key]
             case StopTask():
                 self.stops.add((effect.task, effect.lease))
+                if effect.checkpoint:
+                    self.saves.add((effect.task, effect.lease))
             case AssignReplica():
                 replica = effect.assignment
                 self.deployed[replica.node, replica.deployment] = replica
@@ -148,12 +177,15 @@ class World:
         cpus: float = 2.0,
         memory: int = 4 * GIB,
         gpus: int = 0,
-        kinds: tuple[str, ...] = ("check", "train", "export", "serve"),
+        kinds: tuple[str, ...] = ("check", "train", "gang", "export", "serve"),
+        model: str = "H100",
+        labels: dict[str, str] | None = None,
+        gpu_memory: int = 80 * GIB,
     ) -> "World":
         """A node joins, with one worker for all its kinds; `cpus=0` is one without a hw-agent."""
         if cpus:
-            devices = [Gpu(f"{name}-gpu{at}", "H100", 80 * GIB, at) for at in range(gpus)]
-            self.say(NodeInventoried(name, 1, Inventory(cpus, memory, gpus=devices)))
+            devices = [Gpu(f"{name}-gpu{at}", model, gpu_memory, at) for at in range(gpus)]
+            self.say(NodeInventoried(name, 1, Inventory(cpus, memory, gpus=devices, labels=labels or {})))
         self.say(WorkerJoined(name, "worker", list(kinds)))
         return self
 
@@ -204,9 +236,17 @@ class World:
         failed = TaskFailed(work.task, work.job, work.tenant, work.kind, work.lease, node, problem, retryable)
         self.say(failed, f"{work.task}.{work.lease}.failed")
 
-    def obey(self, key: tuple[str, int]) -> None:
-        """The worker stops as it was told to."""
+    def break_gang(self, key: tuple[str, int]) -> None:
+        """A member fails because another one went away."""
         node, work = self.taken.pop(key)
+        problem = Problem("gang_broken", "another member went away")
+        self.say(TaskFailed(work.task, work.job, work.tenant, work.kind, work.lease, node, problem))
+
+    def obey(self, key: tuple[str, int]) -> None:
+        """The worker stops as it was told to, with a checkpoint if it was asked for one."""
+        node, work = self.taken.pop(key)
+        if key in self.saves and work.kind == "train":
+            self.say(TaskCheckpointed(work.task, work.job, work.tenant, work.lease, 7, "sha256:c"))
         stopped = TaskCancelled(work.task, work.job, work.tenant, work.kind, work.lease, node)
         self.say(stopped, f"{work.task}.{work.lease}.cancelled")
 
@@ -245,6 +285,8 @@ class World:
             for key in [key for key, (_, work) in self.queue.items() if work.job == job]:
                 self.start(key)
                 self.succeed(key)
+            for key in [key for key, (_, work) in self.taken.items() if key in self.stops]:
+                self.obey(key)
             for (node, name), assigned in self.deployed.items():
                 replica = self.state.deployments[name].replicas.get(node)
                 if replica is not None and replica.state == "assigned" and assigned.job == job:

@@ -9,10 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmos.contracts import jobs
-from llmos.contracts.deployments import ReplicaFailed
+from llmos.contracts.deployments import ReplicaFailed, ReplicaUnloaded
 from llmos.contracts.jobs import JobCancelling
+from llmos.contracts.nodes import Gpu, Inventory, NodeCordoned, NodeInventoried, NodeUncordoned
+from llmos.contracts.queues import QueuesChanged, QueueSettings, ReservationEnded, ReservationMade
 from llmos.contracts.tasks import (
     TaskCancelled,
+    TaskCheckpointed,
     TaskFailed,
     TaskLost,
     TaskPlaced,
@@ -23,22 +26,40 @@ from llmos.contracts.tasks import (
     TaskSucceeded,
 )
 from llmos.errors import Problem
-from llmos_scheduler.brain import Brain
+from llmos_scheduler.brain import VACATING_S, Brain
 from llmos_scheduler.core import decide
 from llmos_scheduler.effects import Emit
 from llmos_scheduler.placement import rooms, waiting_tasks
+from llmos_scheduler.resources import Request
 
 GIB = 1 << 30
 NODES = {"a": (2, 4, 0), "b": (4, 8, 2), "c": (16, 64, 1)}  # cpus, GiB of memory, GPUs
+GPU_MEMORY = 80 * GIB
+QUEUES = ("default", "lab/vision", "lab/text")
+SETTINGS = (
+    [],
+    [QueueSettings("lab", quota=2)],
+    [QueueSettings("default", "priority-preempt"), QueueSettings("lab/text", "las", limit=1)],
+    [QueueSettings("default", "srsf", quota=1), QueueSettings("lab", weight=2.0, quota=1)],
+    [QueueSettings("default", "fifo"), QueueSettings("lab/vision", "deadline", quota=2, limit=2)],
+)
 JOB_ENDS = (
     jobs.JobRejected, jobs.JobCancelled, jobs.JobFailed, jobs.JobRefused, jobs.JobSucceeded, jobs.JobDeployed,
 )  # fmt: skip
 TASK_ENDS = (TaskSucceeded, TaskFailed, TaskRejected, TaskRefused, TaskCancelled, TaskLost)
 ACTIONS = (
     "submit", "submit", "start", "start", "start", "succeed", "succeed", "succeed", "progress", "fail", "break",
-    "refuse", "give_back", "cancel", "obey", "lose", "join", "wait", "wait", "late", "duplicate", "crash", "ready",
-    "replica_fails",
+    "refuse", "give_back", "cancel", "obey", "obey", "lose", "join", "wait", "wait", "late", "duplicate", "crash",
+    "ready", "ready", "replica_fails", "unload", "save", "cordon", "uncordon", "reserve", "unreserve", "set_queues",
+    "refit", "break_gang",
 )  # fmt: skip
+
+
+def hardware(node: str, missing: int = 0) -> Inventory:
+    """What a node has, but for its first GPUs."""
+    cpus, memory, gpus = NODES[node]
+    devices = [Gpu(f"{node}-gpu{at}", "H100", GPU_MEMORY, at) for at in range(missing, gpus)]
+    return Inventory(cpus, memory * GIB, gpus=devices, labels={"zone": "x" if node == "a" else "y"})
 
 
 class History:
@@ -46,6 +67,7 @@ class History:
 
     def __init__(self, world: Any, pick: Callable[[int], int]) -> None:
         self.world = world
+        self.reservations = 0
         self.pick = pick
         self.up: set[str] = set()
         self.submitted = 0
@@ -56,7 +78,7 @@ class History:
     def arrive(self, node: str) -> None:
         cpus, memory, gpus = NODES[node]
         self.up.add(node)
-        self.world.node(node, cpus, memory * GIB, gpus)
+        self.world.node(node, cpus, memory * GIB, gpus, labels={"zone": "x" if node == "a" else "y"})
 
     def one(self, items: Any) -> Any:
         """Any of the items; `None` of nothing."""
@@ -82,16 +104,33 @@ class History:
 
     def submit(self) -> None:
         self.submitted += 1
+        wants: dict[str, Any] = (
+            {},
+            {},
+            {"gpus": 1},
+            {"gpus": 2},
+            {"gpus": 1, "gpu_milli": (250, 500, 600)[self.pick(3)], "gpu_memory": (0, 20, 50)[self.pick(3)] * GIB},
+            {"gpus": 1, "nodes": 2},
+            {"nodes": 2},
+            {"labels": {"zone": "y"}},
+        )[self.pick(8)]
+        replica = (None, {"cpus": 1}, {"gpus": 1}, {"gpus": 1, "gpu_milli": 400})[self.pick(4)]
         self.world.submit(
             f"j{self.submitted}",
             name=f"m{self.pick(3)}",
             priority=10 * self.pick(5),
-            cpus=(0.5, 1, 2, 4)[self.pick(4)],
+            cpus=(0.5, 1, 2)[self.pick(3)] if wants.get("nodes") else (0.5, 1, 2, 4)[self.pick(4)],
             memory=(1, 2, 4)[self.pick(3)] * GIB,
-            gpus=self.pick(8) // 6,
             attempts=1 + self.pick(3),
             deploy=(None, 1, 2)[self.pick(3)],
+            replica=replica,
+            spread="zone" if self.pick(2) else "",
+            queue=QUEUES[self.pick(3)],
+            method="none" if self.pick(8) == 0 else "full",
+            preemptible=self.pick(4) > 0,
+            duration=(None, None, 20.0, 900.0)[self.pick(4)],
             deadline=self.world.now + 100 if self.pick(8) == 0 else None,
+            **wants,
         )
 
     def start(self) -> None:
@@ -195,6 +234,57 @@ class History:
     def crash(self) -> None:
         self.world.crash()
 
+    def save(self) -> None:
+        for node, work in sorted(self.world.taken.values(), key=lambda item: item[1].task):
+            if work.kind == "train":
+                self.world.say(TaskCheckpointed(work.task, work.job, work.tenant, work.lease, 5, f"sha256:{node}"))
+
+    def break_gang(self) -> None:
+        """A member of a gang fails because another one went away."""
+        key = self.one(key for key, (_, work) in self.world.taken.items() if work.world > 1)
+        if key:
+            self.over.append(self.world.taken[key])
+            self.world.break_gang(key)
+
+    def cordon(self) -> None:
+        node = self.one(NODES)
+        self.world.say(NodeCordoned(node, bool(self.pick(2)), "me", "works"))
+
+    def uncordon(self) -> None:
+        node = self.one(name for name, node in self.world.state.nodes.items() if node.cordoned)
+        if node:
+            self.world.say(NodeUncordoned(node))
+
+    def reserve(self) -> None:
+        self.reservations += 1
+        now, after = self.world.now, (0, 30)[self.pick(2)]
+        queue = ("", "lab", "default")[self.pick(3)]
+        nodes = [self.one(NODES)]
+        made = ReservationMade(f"r{self.reservations}", nodes, queue, "", now + after, (None, now + 60)[self.pick(2)])
+        self.world.say(made)
+
+    def unreserve(self) -> None:
+        name = self.one(self.world.state.reservations)
+        if name:
+            self.world.say(ReservationEnded(name))
+
+    def set_queues(self) -> None:
+        self.world.say(QueuesChanged(SETTINGS[self.pick(len(SETTINGS))]))
+
+    def refit(self) -> None:
+        """A node comes back with other hardware: a GPU went missing or came back, in another place."""
+        node = self.one(self.up)
+        if node:
+            self.world.say(NodeInventoried(node, 2, hardware(node, missing=self.pick(2))))
+
+    def unload(self) -> None:
+        """A node takes down what it was told to."""
+        for name, deployment in sorted(self.world.state.deployments.items()):
+            node = self.one(node for node in deployment.leaving if node in self.up)
+            if node:
+                self.world.say(ReplicaUnloaded(name, "default", node, deployment.leaving[node], 1, "told to"))
+                return
+
     def _assigned(self) -> Any:
         return self.one(
             (node, name)
@@ -219,32 +309,68 @@ class History:
     # --- promises ---
 
     def check(self) -> None:
-        state = self.world.state
-        for name, (cpus, memory, _) in NODES.items():  # summed up here, not by the scheduler's own ledger
-            held = [task for task in state.live_tasks() if task.node == name]
-            heavy = [task.request for task in held if task.kind != "check"]
-            assert sum(request.cpus for request in heavy) <= cpus, f"{name} is over-committed"
-            assert sum(request.memory for request in heavy) <= memory * GIB, f"{name} is over-committed"
-            assert len(held) - len(heavy) <= max(2, cpus // 4)
-        devices = [(task.node, gpu) for task in state.live_tasks() for gpu in task.devices]
-        assert len(devices) == len(set(devices)), "a GPU is leased twice"
+        state, now = self.world.state, self.world.now
+        held: dict[str, list[tuple[Request, list[str]]]] = {name: [] for name in NODES}
+        checks: Counter[str] = Counter()
+        for task in state.live_tasks():  # summed up here, not by the scheduler's own ledger
+            if task.kind == "check":
+                checks[task.node] += 1
+                continue
+            assert len({member.node for member in task.members}) == task.request.nodes, "a gang is whole"
+            for member in task.members:
+                held[member.node].append((task.request, member.devices))
+        for deployment in state.deployments.values():
+            for node, devices in deployment.change.leases.items():
+                assert deployment.request is not None
+                held[node].append((deployment.request, devices))
+            for node, left in deployment.vacating.items():
+                if now < left.at + VACATING_S:
+                    held[node].append((left.request, left.devices))
+        for name, (cpus, memory, _) in NODES.items():
+            assert sum(request.cpus for request, _ in held[name]) <= cpus, f"{name} is over-committed"
+            assert sum(request.memory for request, _ in held[name]) <= memory * GIB, f"{name} is over-committed"
+            assert checks[name] <= max(2, cpus // 4)
+            milli: Counter[str] = Counter()
+            used: Counter[str] = Counter()
+            for request, devices in held[name]:
+                assert len(devices) == request.gpus
+                for device in devices:
+                    milli[device] += request.gpu_milli
+                    used[device] += request.gpu_memory
+            assert all(amount <= 1000 for amount in milli.values()), "a GPU is over-committed"
+            assert all(amount <= GPU_MEMORY for amount in used.values()), "a GPU's memory is over-committed"
         for job in state.jobs.values():
             live = [task for task in job.tasks.values() if task.live]
             assert len(live) <= (0 if job.ended else 1)
         assert {job.id for job in state.jobs.values() if not job.ended} == set(state.alive)
-        for job, task in waiting_tasks(state, self.world.now):
-            # What waits could not even have run in what is left now: nobody lesser took its place in vain.
-            assert not any(room.fits(task.kind, task.request) for room in rooms(state).values()), (job.id, task.id)
+        assert {job.id for job in state.living_jobs() if any(t.live for t in job.tasks.values())} == set(state.leased)
+        for job, task in waiting_tasks(state, now):
+            if task.kind == "check":
+                # What waits could not even have run in what is left now: nobody took its place in vain.
+                assert not any(room.fits(task.kind, task.request) for room in rooms(state).values()), (job.id, task.id)
+            else:
+                verdict = self.world.brain.planner.why(task.id, int(now * 1000))
+                assert verdict.causes or verdict.starts_on or verdict.preempts, f"{task.id} is not explained"
 
     def finish(self) -> None:
         """From here on everybody does what is asked: every job has to come to its one end."""
         world = self.world
         while self.up != set(NODES):
             self.join()
-        for _ in range(400):
+        for node in NODES:
+            world.say(NodeInventoried(node, 3, hardware(node)))
+            world.say(NodeUncordoned(node))
+        for name in list(world.state.reservations):
+            world.say(ReservationEnded(name))
+        world.say(QueuesChanged([]))
+        for turn in range(400):
             if not world.state.alive:
                 break
             world.now += 5
+            if turn == 200:  # what is left waits for hardware that replicas hold for good
+                for job in world.state.living_jobs():
+                    assert job.state == "queued"
+                    world.say(JobCancelling(job.id, "default"), f"{job.id}.cancelling")
             for key in sorted(world.taken):
                 world.obey(key) if key in world.stops else world.succeed(key)
             for key in sorted(world.queue):
@@ -252,6 +378,8 @@ class History:
             for (node, name), assigned in sorted(world.deployed.items()):
                 if assigned.desired == "present":
                     world.ready(node, name)
+                else:
+                    world.say(ReplicaUnloaded(name, "default", node, assigned.generation, 1, "told to"))
             world.settle()
             self.check()
         assert not world.state.alive, [(job.id, job.state) for job in world.state.living_jobs()]
