@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from llmos.contracts.jobs import JobSpec, ResourceRequest
@@ -44,15 +45,20 @@ class Request:
 
     def shape(self, takes: Iterable[str] = ()) -> Shape:
         """The request as the planner sees it: asked of each node, whose workers take these kinds of work."""
-        return Shape(
-            cpus=ceil(self.cpus * 1000),
-            memory=self.memory,
-            gpus=self.gpus,
-            milli=self.gpu_milli,
-            gpu_memory=self.gpu_memory,
-            models=frozenset(self.gpu_models),
-            labels=frozenset(self.labels) | {(TAKES + kind, "yes") for kind in takes},
-        )
+        return _shape(self, tuple(takes))
+
+
+@lru_cache(8192)  # most jobs ask for what others asked for
+def _shape(request: Request, takes: tuple[str, ...]) -> Shape:
+    return Shape(
+        cpus=ceil(request.cpus * 1000),
+        memory=request.memory,
+        gpus=request.gpus,
+        milli=request.gpu_milli,
+        gpu_memory=request.gpu_memory,
+        models=frozenset(request.gpu_models),
+        labels=frozenset(request.labels) | {(TAKES + kind, "yes") for kind in takes},
+    )
 
 
 CHECK = Request(cpus=0.25, memory=256 << 20)
