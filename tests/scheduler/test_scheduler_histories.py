@@ -412,18 +412,18 @@ def play(world: Any, pick: Callable[[int], int], length: int) -> History:
     return history
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(draws=st.lists(st.integers(0, 1 << 16), min_size=60, max_size=250))
 def test_any_history_keeps_the_promises(make_world: Any, draws: list[int]) -> None:
     left = iter(draws)
     play(make_world(), lambda n: next(left, 0) % n, length=len(draws) // 3)
 
 
-def test_a_thousand_random_histories_keep_the_promises(make_world: Any) -> None:
-    for seed in range(1000):
-        rng = random.Random(seed)
+def test_random_histories_keep_the_promises(make_world: Any) -> None:
+    """Some; `python tests/sim/random_histories.py 10000` plays any number of others."""
+    for seed in range(200):
         try:
-            play(make_world(), rng.randrange, length=60)
+            play(make_world(compare=seed % 2 == 0), random.Random(seed).randrange, length=60)
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
