@@ -1,102 +1,261 @@
-"""Why a job waits, in sentences: what it needs, what each node lacks, who is ahead, and what would let it run. Pure."""
+"""What a job does or waits for, as one typed answer: which obstacles, who holds what it needs, when it starts at the
+latest, and what would let it run now. Pure; the planner judges, this says it.
+"""
 
-from llmos.contracts.jobs import Explanation
+import dataclasses
+from collections.abc import Iterable
+
+import msgspec
+
+from llmos.contracts.jobs import Explanation, Obstacle
 from llmos.sizes import format_bytes
 from llmos_scheduler import rollout
+from llmos_scheduler.brain import Brain
 from llmos_scheduler.lifecycle import stopping
-from llmos_scheduler.placement import Room, capacity, rooms, waiting_tasks
-from llmos_scheduler.records import Job, Node, State, Task, TurnedAway
+from llmos_scheduler.order import ORDERS
+from llmos_scheduler.placement import by_node, capacity, fits_empty, waiting_tasks
+from llmos_scheduler.records import Job, State, Task, TurnedAway
+from llmos_scheduler.resources import Request
+from llmos_scheduler.work import Cause, Verdict
+from llmos_scheduler.works import milliseconds, task_work
+
+SHOWN = 3  # names in a sentence
+LONGEST_QUEUE = 5_000  # of a longer one, who is ahead and what would help is not worked out
+HIGHEST = 100  # priority
+OFFER = "-offer"
 
 
-def explain(state: State, job: Job | TurnedAway, now: float) -> Explanation:
-    """What the job does or waits for at `now`, judged by the same rules as `decide`."""
+def explain(state: State, brain: Brain, job: Job | TurnedAway, now: float) -> Explanation:
+    """The answer for a job that is known; `brain` is the state's."""
     if isinstance(job, TurnedAway):
         return Explanation(job.job, "rejected", "The job was not admitted.", [str(fault) for fault in job.faults])
     task = job.current
     if job.ended:
-        summary, reasons = _ending(job)
-        return Explanation(job.id, job.state, summary, reasons)
+        return _ended(job)
     stop = stopping(job, now)
     if stop is not None:
         what = f"{task.kind} on {task.node} has been told to stop" if task and task.live else "it ends now"
         return Explanation(job.id, job.state, f"{_sentence(stop.why)}: {what}.")
     if task is None:
-        waits = rollout.obstacle(state, job)
-        remedies = ["Start an inferencer on another node."] if "can serve" in waits else []
-        return Explanation(job.id, job.state, f"{_sentence(waits)}.", remedies=remedies)
+        return _deploying(state, brain, job, now)
     if task.live:
         return Explanation(job.id, job.state, _working(task, now))
     if task.state != "waiting":
         return Explanation(job.id, job.state, f"{_sentence(task.kind)} ended as {task.state}; the job ends now.")
     if task.not_before > now:
-        why = task.problem.message if task.problem else "the worker gave it back"
-        summary = f"{_sentence(task.kind)} failed on {task.node} and is tried again in {task.not_before - now:.0f} s."
-        again = f"attempt {task.failures + 1} of {job.spec.retry.max_attempts}"
-        return Explanation(job.id, job.state, summary, [f"{again}; the last one ended because: {why}"])
-    return _waiting(state, job, task, now)
+        return _backing_off(job, task, now)
+    if task.kind == "check":
+        return _checking(state, job, task)
+    try:
+        verdict = brain.planner.why(task.id, milliseconds(now))
+    except KeyError:  # it came a moment ago
+        return Explanation(job.id, job.state, f"{_sentence(task.kind)} is about to be planned; ask again.")
+    return waiting(state, brain, job, task, verdict, now)
 
 
-def _waiting(state: State, job: Job, task: Task, now: float) -> Explanation:
-    queue = [other.id for other, _ in waiting_tasks(state, now)]
-    ahead = queue[: queue.index(job.id)] if job.id in queue else []
-    free = rooms(state)
-    obstacles = {name: _obstacle(state, node, free.get(name), task) for name, node in sorted(state.nodes.items())}
-    reasons = [f"{name}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]
-    open_nodes = [name for name, obstacle in obstacles.items() if not obstacle]
-    if open_nodes:
-        first = f" after {len(ahead)} job{'s' * (len(ahead) > 1)} ahead of it" if ahead else " now"
-        return Explanation(
-            job.id, job.state, f"{_sentence(task.kind)} can run on {', '.join(open_nodes)}{first}.", reasons, ahead
+def waiting(
+    state: State, brain: Brain, job: Job, task: Task, verdict: Verdict, now: float, *, would: bool = False
+) -> Explanation:
+    """What the planner's verdict means for a task that waits, or (`would`) for one that nobody submitted."""
+    kind = _sentence(task.kind)
+    starts, waits = ("would start", "would wait") if would else ("starts", "waits")
+    if verdict.starts_on:
+        where = list(verdict.starts_on)
+        summary = f"{kind} {starts} now on {_names(where)}."
+        return Explanation(job.id, job.state, summary, earliest_start=now, starts_on=where)
+    reasons, _ = by_node(state, task.kind, task.request)
+    victims = owners(verdict.preempts) or [other.job for other in state.live_tasks() if other.gives_way == task.id]
+    if victims:
+        have = "has" if len(victims) == 1 else "have"
+        summary = (
+            f"{kind} {starts} as soon as {_names(victims)} {have} saved {'its' if have == 'has' else 'their'} work."
         )
+        return Explanation(job.id, job.state, summary, reasons, preempts=victims)
+    obstacles = [_cause(cause, task.request) for cause in verdict.causes]
+    summary = f"{kind} {waits}: {obstacles[0].message if obstacles else 'it is not its turn'}."
     if not any(node.runs(task.kind) for node in state.nodes.values()):
-        service = "exporter" if task.kind == "export" else "trainer"
-        summary = f"No living node takes {task.kind} work."
-        return Explanation(job.id, job.state, summary, reasons, ahead, [f"Start a {service} on a node."])
-    if task.kind == "check":
-        summary = "Check waits for a place: every node that checks data is busy with other checks."
-        return Explanation(job.id, job.state, summary, reasons, ahead)
-    summary = f"{_sentence(task.kind)} needs {task.request} and no node has that free."
-    return Explanation(job.id, job.state, summary, reasons, ahead, _remedies(state, job, task))
+        obstacles = [Obstacle("worker", f"no living node takes {task.kind} work")]
+        summary = f"{_sentence(obstacles[0].message)}."
+    elif too_large(state, task):
+        summary = f"{kind} needs {task.request}, and no node is that large."
+    return Explanation(
+        job=job.id,
+        state=job.state,
+        summary=summary,
+        reasons=reasons,
+        ahead=_ahead(state, brain, job, task, now),
+        remedies=_remedies(state, task, obstacles),
+        waits_for=obstacles,
+        held_by=list(dict.fromkeys(id for obstacle in obstacles for id in obstacle.held_by)),
+        earliest_start=None if verdict.earliest is None else verdict.earliest / 1000,
+        would_run=[f"{owner} ends" for owner in owners(verdict.would_run)] + offers(state, brain, job, task, now),
+    )
 
 
-def _obstacle(state: State, node: Node, room: Room | None, task: Task) -> str:
-    """Why the task can't start on a node now; empty if it can."""
-    if not node.alive or room is None:
-        return "is away"
-    if not node.runs(task.kind):
-        return f"no worker takes {task.kind}"
-    if node.inventory is None:
-        return "its hardware is not known; is a hw-agent running there?"
-    if room.fits(task.kind, task.request):
-        return ""
-    if task.kind == "check":
-        return "its places for checks are taken"
-    wants, whole = task.request, capacity(node)
-    lacks = []
-    if wants.cpus > room.cpus:
-        lacks.append(f"{wants.cpus:g} cpus, {max(0.0, round(room.cpus, 2)):g} of {whole.cpus:g} are free")
-    if wants.memory > room.memory:
-        free = f"{format_bytes(max(0, room.memory))} of {format_bytes(whole.memory)}"
-        lacks.append(f"{format_bytes(wants.memory)} of memory, {free} are free")
-    if wants.gpus > len(room.devices(wants)):
-        size = f" of {format_bytes(wants.gpu_memory)}" if wants.gpu_memory else ""
-        lacks.append(f"{wants.gpus} GPUs{size}, {len(room.devices(wants))} of {len(whole.devices(wants))} are free")
-    holders = [other.id for other in state.live_tasks() if other.node == node.name and other.kind != "check"]
-    held = f"; held by {', '.join(holders)}" if holders else ""
-    return f"needs {'; '.join(lacks)}{held}"
+def _cause(cause: Cause, request: Request) -> Obstacle:
+    """The planner's cause in the contract's words."""
+    message = cause.message
+    if cause.kind == "resources":
+        where = (
+            f"of the {cause.nodes} nodes with {cause.node_class}" if cause.nodes > 1 and cause.node_class else "node"
+        )
+        message = f"no {where} has {request} free".replace("no of", "none of")
+    return Obstacle(cause.kind, message, cause.node_class, cause.nodes, owners(cause.held_by))
 
 
-def _remedies(state: State, job: Job, task: Task) -> list[str]:
-    """What would let it run: waiting if some node is large enough, otherwise a smaller request or a larger node."""
+def _ahead(state: State, brain: Brain, job: Job, task: Task, now: float) -> list[str]:
+    """The jobs of its queue whose turn comes before it, the next one first; none are told of a very long queue."""
+    works = [
+        task_work(state, other, other_task)
+        for other, other_task in waiting_tasks(state, now)
+        if other.spec.queue == job.spec.queue and other_task.kind != "check"
+    ]
+    if len(works) > LONGEST_QUEUE:
+        return []
+    policy = next((queue.policy for queue in state.queues if queue.name == job.spec.queue), "")
+    order, time = ORDERS[policy or brain.planner.rules.order](), milliseconds(now)
+    mine = order.rank(task_work(state, job, task), time)
+    ranked = sorted((order.rank(work, time), work.id) for work in works)
+    return owners(id for rank, id in ranked if rank < mine and id != task.id)
+
+
+def offers(state: State, brain: Brain, job: Job, task: Task, now: float) -> list[str]:
+    """What the job's owner could change for it to start now: the least priority, the most GPUs that do."""
+    if len(state.alive) > LONGEST_QUEUE:
+        return []
+
+    def starts(priority: int, gpus: int) -> bool:
+        changed = dataclasses.replace(
+            task, id=f"{task.id}{OFFER}", request=dataclasses.replace(task.request, gpus=gpus)
+        )
+        offered = dataclasses.replace(job, spec=msgspec.structs.replace(job.spec, priority=priority))
+        verdict = brain.planner.what_if(task_work(state, offered, changed), milliseconds(now))
+        return bool(verdict.starts_on or verdict.preempts)
+
+    found = []
+    low, high = job.spec.priority, HIGHEST
+    if low < high and starts(high, task.request.gpus):
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if starts(middle, task.request.gpus) else (middle, high)
+        found.append(f"priority {high} instead of {job.spec.priority}")
+    for gpus in range(task.request.gpus - 1, 0, -1):
+        if starts(job.spec.priority, gpus):
+            each = " a node" if task.request.nodes > 1 else ""
+            found.append(f"{gpus} GPU{'s' * (gpus > 1)}{each} instead of {task.request.gpus}")
+            break
+    return found
+
+
+def owners(works: Iterable[str]) -> list[str]:
+    """The jobs (or `deployment/<name>`) that works of the planner belong to, each once."""
+    found: dict[str, None] = {}
+    for id in works:
+        deployment = id.startswith("deployment/")
+        found["/".join(id.partition("@")[0].split("/")[:2]) if deployment else id.rpartition("-")[0]] = None
+    return list(found)
+
+
+# --- states of a job ---
+
+
+def _ended(job: Job) -> Explanation:
+    faults = [str(fault) for task in job.tasks.values() for fault in task.faults]
+    reasons = faults or job.tasks["export"].reasons or ([job.problem.message] if job.problem else [])
+    return Explanation(job.id, job.state, f"The job has ended: {job.state}.", reasons)
+
+
+def _working(task: Task, now: float) -> str:
+    where = task.node if len(task.members) < 2 else f"{task.node} and {len(task.members) - 1} more nodes"
+    if task.preempting_at is not None:
+        why = task.preempting_why or "its hardware is needed"
+        return f"{_sentence(task.kind)} on {where} saves its work and waits again: {why}."
+    if task.state == "placed":
+        waited = now - (task.placed_at or now)
+        return f"{_sentence(task.kind)} was given to {where} {waited:.0f} s ago and is about to start."
+    done = task.progress
+    step = f": step {done['step']:g} of {done['steps']:g}" if done.get("steps") else ""
+    left = f", about {done['eta']:.0f} s left" if "eta" in done else ""
+    return f"{_sentence(task.kind)} runs on {where}{step}{left}."
+
+
+def _backing_off(job: Job, task: Task, now: float) -> Explanation:
+    why = task.problem.message if task.problem else "the worker gave it back"
+    summary = f"{_sentence(task.kind)} failed on {task.node} and is tried again in {task.not_before - now:.0f} s."
+    again = f"attempt {task.failures + 1} of {job.spec.retry.max_attempts}; the last one ended because: {why}"
+    waits = [Obstacle("backoff", again)]
+    return Explanation(job.id, job.state, summary, [again], waits_for=waits, earliest_start=task.not_before)
+
+
+def _checking(state: State, job: Job, task: Task) -> Explanation:
+    reasons, _ = by_node(state, task.kind, task.request)
+    if not any(node.runs("check") for node in state.nodes.values()):
+        waits = Obstacle("worker", "no living node takes check work")
+        return Explanation(
+            job.id, job.state, f"{_sentence(waits.message)}.", reasons, remedies=["Start a trainer on a node."],
+            waits_for=[waits],
+        )  # fmt: skip
+    waits = Obstacle("resources", "every node that checks data is busy with other checks")
+    return Explanation(job.id, job.state, f"Check waits for a place: {waits.message}.", reasons, waits_for=[waits])
+
+
+def _deploying(state: State, brain: Brain, job: Job, now: float) -> Explanation:
+    why = rollout.obstacle(state, job)
+    remedies = ["Start an inferencer on another node."] if "can serve" in why else []
+    waits = [Obstacle("deployment", why)]
+    held: list[str] = []
+    name = job.spec.deploy.name if job.spec.deploy else ""
+    wish = brain.wishes.get(name)
+    if wish is not None and wish.job == job.id:
+        try:
+            verdict = brain.planner.why(f"deployment/{name}/{wish.replicas - wish.missing}", milliseconds(now))
+        except KeyError:
+            verdict = Verdict()
+        waits += [_cause(cause, wish.request) for cause in verdict.causes]
+        held = owners(verdict.held_by)
+    return Explanation(job.id, job.state, f"{_sentence(why)}.", remedies=remedies, waits_for=waits, held_by=held)
+
+
+# --- what helps ---
+
+
+def too_large(state: State, task: Task) -> bool:
+    """Whether fewer nodes are large enough than it asks for, even with nothing leased."""
+    wants = task.request
+    return sum(fits_empty(node, wants) for node in state.nodes.values() if node.runs(task.kind)) < wants.nodes
+
+
+def _remedies(state: State, task: Task, obstacles: list[Obstacle]) -> list[str]:
+    """What a person can do about it."""
+    kinds = {obstacle.kind for obstacle in obstacles}
+    if "worker" in kinds:
+        return [f"Start {'an exporter' if task.kind == 'export' else 'a trainer'} on a node."]
+    if too_large(state, task):
+        return _smaller(state, task)
+    remedies = []
+    if "limit" in kinds:
+        remedies.append("Raise the queue's limit: llmos queues apply.")
+    if "quota" in kinds:
+        remedies.append("Raise the queue's quota: llmos queues apply.")
+    if "reservation" in kinds:
+        remedies.append("Wait for the reservation's end, or end it: llmos unreserve.")
+    if "cordon" in kinds:
+        remedies.append("Let a node take work again: llmos uncordon NODE.")
+    if kinds & {"priority", "resources", "gang"}:
+        remedies.append("It starts when enough of that is free again; a higher priority lets it go first.")
+    return remedies
+
+
+def _smaller(state: State, task: Task) -> list[str]:
+    """Larger nodes, or a smaller request."""
     wants = task.request
     nodes = [capacity(node) for node in state.nodes.values() if node.runs(task.kind) and node.inventory]
-    if any(room.fits(task.kind, wants) for room in nodes):
-        return ["It starts when enough of that is free again; a higher priority lets it go first."]
-    remedies = [f"Add a node with {wants}."]
+    many = f" ({wants.nodes} of them)" if wants.nodes > 1 else ""
+    remedies = [f"Add a node{many} with {wants}."]
     for field, want, most in (
         ("cpus", wants.cpus, max((room.cpus for room in nodes), default=0)),
         ("memory", wants.memory, max((room.memory for room in nodes), default=0)),
-        ("gpus", wants.gpus, max((len(room.devices(wants)) for room in nodes), default=0)),
+        ("gpus", wants.gpus, max((room.free(wants) for room in nodes), default=0)),
     ):
         if want > most:
             text = format_bytes(int(most)) if field == "memory" else f"{most:g}"
@@ -104,20 +263,10 @@ def _remedies(state: State, job: Job, task: Task) -> list[str]:
     return remedies
 
 
-def _working(task: Task, now: float) -> str:
-    if task.state == "placed":
-        waited = now - (task.placed_at or now)
-        return f"{_sentence(task.kind)} was given to {task.node} {waited:.0f} s ago and is about to start."
-    done = task.progress
-    step = f": step {done['step']:g} of {done['steps']:g}" if done.get("steps") else ""
-    left = f", about {done['eta']:.0f} s left" if "eta" in done else ""
-    return f"{_sentence(task.kind)} runs on {task.node}{step}{left}."
-
-
-def _ending(job: Job) -> tuple[str, list[str]]:
-    faults = [str(fault) for task in job.tasks.values() for fault in task.faults]
-    reasons = faults or job.tasks["export"].reasons or ([job.problem.message] if job.problem else [])
-    return f"The job has ended: {job.state}.", reasons
+def _names(found: Iterable[str]) -> str:
+    names = list(found)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _sentence(text: str) -> str:

@@ -23,7 +23,7 @@ from llmos.contracts.jobs import (
     JobsRequested,
     JobView,
 )
-from llmos.contracts.nodes import HEARTBEAT_S, Heartbeat, NodeList, NodesRequested
+from llmos.contracts.nodes import HEARTBEAT_S, Heartbeat
 from llmos.contracts.tasks import TaskAssigned, TaskCheckpointed, TaskProgressed, TaskStopRequested
 from llmos.errors import Busy, LlmosError, NotFound, Rejected
 from llmos.ids import is_token
@@ -35,11 +35,12 @@ from llmos_scheduler.config import SchedulerConfig
 from llmos_scheduler.core import decide
 from llmos_scheduler.effects import AssignReplica, Command, DispatchWork, Effect, Emit, StopTask, WithdrawWork
 from llmos_scheduler.explain import explain
+from llmos_scheduler.operators import Operators
 from llmos_scheduler.presence import Beat, hear, notice
 from llmos_scheduler.records import Job, State, TurnedAway
 from llmos_scheduler.reporting import Reporting
 from llmos_scheduler.state import apply
-from llmos_scheduler.views import view_job, view_jobs, view_nodes
+from llmos_scheduler.views import view_job, view_jobs
 
 TICK_S = 0.5  # time alone can make something due
 RETRY_S = 1.0
@@ -61,6 +62,7 @@ class Scheduler:
     def __init__(self, ctx: Context[SchedulerConfig]) -> None:
         self._ctx = ctx
         self._state = State()
+        self._brain = Brain(State())  # of the state, once it is caught up
         self._applied = 0  # sequence of the newest event in the state
         self._said = 0  # sequence of the newest event that we emitted
         self._live_from = 0  # what was stored before our start is not reported again
@@ -121,6 +123,7 @@ class Scheduler:
 
     async def _catch_up(self) -> None:
         await self._came_back(self._live_from)
+        self._brain = Brain(self._state)
         self._since = self._self_heard = self._ctx.clock.now()
         self._ctx.log.info(
             "caught up", sequence=self._applied, jobs=len(self._state.jobs), alive=len(self._state.alive)
@@ -194,7 +197,7 @@ class Scheduler:
     # --- deciding ---
 
     async def _decide(self) -> None:
-        brain = Brain(self._state)
+        brain = self._brain
         while True:
             try:
                 async with asyncio.timeout(TICK_S):
@@ -268,9 +271,12 @@ class Scheduler:
             "job": self.on_job_requested,
             "explain": self.on_explain_requested,
             "cancel": self.on_cancel_requested,
-            "nodes": self.on_nodes_requested,
         }
-        await self._ctx.bus.serve("scheduler", handlers)
+        operators = Operators(lambda: self._state, lambda: self._brain, self._said_and_heard, self._ctx.clock)
+        await self._ctx.bus.serve("scheduler", handlers | operators.handlers())
+
+    async def _said_and_heard(self, fact: Emit) -> None:
+        await self._came_back(await self._emit(fact))
 
     def _find(self, job: str) -> Job | TurnedAway:
         found = self._state.jobs.get(job) or self._state.turned_away.get(job)
@@ -285,7 +291,7 @@ class Scheduler:
         return view_job(self._find(request.job))
 
     async def on_explain_requested(self, request: ExplainRequested, _envelope: Envelope) -> Explanation:
-        return explain(self._state, self._find(request.job), self._ctx.clock.now())
+        return explain(self._state, self._brain, self._find(request.job), self._ctx.clock.now())
 
     async def on_cancel_requested(self, request: CancelRequested, envelope: Envelope) -> JobView:
         """The job is cancelled as soon as what runs has stopped; one that has ended stays as it ended."""
@@ -294,6 +300,3 @@ class Scheduler:
             event = JobCancelling(job.id, job.tenant, request.requested_by, request.reason)
             await self._came_back(await self._emit(Emit(event, f"{job.id}.cancelling", envelope.id, job.traceparent)))
         return view_job(self._find(request.job))
-
-    async def on_nodes_requested(self, _request: NodesRequested, _envelope: Envelope) -> Struct:
-        return NodeList(view_nodes(self._state))

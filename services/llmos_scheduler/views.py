@@ -1,9 +1,8 @@
-"""How jobs and nodes are shown to those who ask. Pure."""
+"""How jobs are shown to those who ask. Pure."""
 
 import msgspec
 
 from llmos.contracts.jobs import JobsRequested, JobView, TaskView
-from llmos.contracts.nodes import NodeView
 from llmos.contracts.tasks import KINDS
 from llmos.errors import Problem
 from llmos_scheduler.records import Job, State, Task, TurnedAway
@@ -92,25 +91,3 @@ def _last_problem(job: Job) -> Problem | None:
 def _trace(traceparent: str) -> str:
     parts = traceparent.split("-")
     return parts[1] if len(parts) == 4 else ""
-
-
-def view_nodes(state: State) -> list[NodeView]:
-    """Every node that was ever heard of, sorted by name, with what is leased of it (checks beside)."""
-    live = state.live_tasks()
-    views = []
-    for node in sorted(state.nodes.values(), key=lambda node: node.name):
-        here = [task for task in live if task.node == node.name]
-        heavy = [task for task in here if task.kind != "check"]
-        views.append(
-            NodeView(
-                node=node.name,
-                alive=node.alive,
-                inventory=node.inventory,
-                services=sorted(worker.service for worker in node.workers.values() if worker.alive),
-                cpus_leased=sum(task.request.cpus for task in heavy),
-                memory_leased=sum(task.request.memory for task in heavy),
-                gpus_leased=[gpu for task in heavy for gpu in task.devices],
-                tasks=[task.id for task in here],
-            )
-        )
-    return views

@@ -5,13 +5,14 @@ from typing import Any
 from llmos.contracts.jobs import Fault, JobCancelling, JobRejected, JobsRequested
 from llmos.contracts.tasks import TaskProgressed
 from llmos_scheduler.explain import explain
-from llmos_scheduler.views import view_job, view_jobs, view_nodes
+from llmos_scheduler.views import view_job, view_jobs
+from llmos_scheduler.views_cluster import view_nodes
 
 GIB = 1 << 30
 
 
 def why(world: Any, job: str) -> Any:
-    return explain(world.state, world.state.jobs[job], world.now)
+    return explain(world.state, world.brain, world.state.jobs[job], world.now)
 
 
 def test_without_a_trainer_it_says_to_start_one(world: Any) -> None:
@@ -39,9 +40,9 @@ def test_it_names_what_each_node_lacks_and_who_holds_it(world: Any) -> None:
     world.check("j").settle()
     said = why(world, "j")
     assert said.state == "queued"
-    assert said.summary == "Train needs 2 cpus, 2GiB and no node has that free."
+    assert said.summary == "Train waits: no node has 2 cpus, 2GiB free."
     assert said.reasons == [
-        "a: needs 2 cpus, 0.5 of 2 are free; held by big-train",
+        "a: needs 2 cpus, 0.5 of 2 are free; held by big",
         "b: needs 2 cpus, 1 of 1 are free; 2GiB of memory, 1GiB of 1GiB are free",
         "gone: is away",
     ]
@@ -121,7 +122,7 @@ def test_an_ended_job_says_how(world: Any) -> None:
 def test_a_submission_that_was_turned_away_is_explained_and_listed(world: Any) -> None:
     world.say(JobRejected("j", "acme", [Fault("train.epochs", "must be at least 1")], "mood"))
     known = world.state.turned_away["j"]
-    assert explain(world.state, known, world.now).reasons == ["train.epochs: must be at least 1"]
+    assert explain(world.state, world.brain, known, world.now).reasons == ["train.epochs: must be at least 1"]
     (view,) = view_jobs(world.state, JobsRequested(tenant="acme"))
     assert (view.job, view.state, view.name, view.faults) == ("j", "rejected", "mood", known.faults)
 
@@ -173,7 +174,7 @@ def test_a_node_is_shown_with_what_is_leased_of_it(world: Any) -> None:
     world.run("j", until="training")
     world.submit("k")
     world.settle()
-    a, b = view_nodes(world.state)
+    a, b = view_nodes(world.state, world.now)
     assert (a.alive, a.cpus_leased, a.memory_leased, a.gpus_leased) == (True, 3, GIB, ["a-gpu0"])
     assert a.tasks == ["j-train", "k-check"]
     assert a.services == ["worker"]

@@ -15,6 +15,7 @@ from msgspec import Struct
 import llmos.service
 from llmos.bus import Bus, Heard
 from llmos.cancel import cancel
+from llmos.client import Client
 from llmos.clock import SystemClock
 from llmos.contracts import subjects
 from llmos.contracts.dead import DeadLetter
@@ -28,9 +29,11 @@ from llmos.contracts.jobs import (
     JobRejected,
     JobRequested,
     JobsRequested,
+    JobSucceeded,
 )
 from llmos.contracts.models import ModelExported, ModelVersion
 from llmos.contracts.nodes import Heartbeat, Inventory, NodeInventoried, NodesRequested, WorkerLost
+from llmos.contracts.queues import QueueSettings
 from llmos.contracts.tasks import (
     TaskAssigned,
     TaskCancelled,
@@ -40,7 +43,7 @@ from llmos.contracts.tasks import (
     TaskStopRequested,
     TaskSucceeded,
 )
-from llmos.errors import NotFound
+from llmos.errors import NotFound, Rejected
 from llmos.ids import new_id
 from llmos.natsserver import NatsServer
 from llmos.service import Context, running
@@ -308,6 +311,33 @@ async def test_the_scheduler_answers_what_it_is_asked(
     assert nodes["a"].tasks == [f"{job}-train"]
     assert nodes["a"].cpus_leased == 1.0
     assert nodes["head"].services == ["scheduler"]
+
+
+async def test_operators_change_nodes_queues_and_reservations_by_calls(
+    config: SchedulerConfig, bus: Bus, worker_bus: Bus, history: History
+) -> None:
+    async with running("scheduler", config, serve), playing(Node(worker_bus)):
+        await history.hears(JobSucceeded, job=await submit(bus))
+        client = Client(bus)
+        cordoned = await client.cordon("a", drain=True, reason="fan", requested_by="ann")
+        waits = await client.plan(SPEC)
+        free = await client.uncordon("a")
+        would = await client.plan(SPEC)
+        with pytest.raises(Rejected, match="train.epochs: must be at least 1"):
+            await client.plan({**SPEC, "train": {"epochs": 0}})
+        queues = await client.set_queues([QueueSettings("lab", quota=2)])
+        made = await client.reserve("exam", ["a"], queue="lab")
+        (known,) = await client.reservations()
+        await client.unreserve("exam")
+        left = await client.reservations()
+        with pytest.raises(NotFound, match="no node 'nope'"):
+            await client.cordon("nope")
+    assert (cordoned.cordoned, cordoned.draining, cordoned.reason) == (True, True, "fan")
+    assert (waits.starts_on, would.starts_on) == ([], ["a"])
+    assert not free.cordoned
+    assert [(queue.name, queue.quota) for queue in queues] == [("lab", 2)]
+    assert (made, left) == (known, [])
+    assert made.active
 
 
 # --- crashes ---
