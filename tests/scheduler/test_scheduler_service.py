@@ -323,7 +323,7 @@ async def test_operators_change_nodes_queues_and_reservations_by_calls(
         waits = await client.plan(SPEC)
         free = await client.uncordon("a")
         would = await client.plan(SPEC)
-        with pytest.raises(Rejected, match="train.epochs: must be at least 1"):
+        with pytest.raises(Rejected, match=r"train\.epochs: must be at least 1"):
             await client.plan({**SPEC, "train": {"epochs": 0}})
         queues = await client.set_queues([QueueSettings("lab", quota=2)])
         made = await client.reserve("exam", ["a"], queue="lab")
