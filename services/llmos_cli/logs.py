@@ -104,6 +104,8 @@ def _services(files: list[Path], follow: bool, lines: int) -> None:
     while True:
         for file in files:
             with file.open("rb") as log:
+                if log.seek(0, 2) < positions[file]:
+                    positions[file] = 0  # it was full, and begins anew
                 log.seek(positions[file])
                 for line in log:
                     if not line.endswith(b"\n"):

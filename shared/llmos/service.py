@@ -28,7 +28,7 @@ from llmos.ids import is_token, new_id
 from llmos.telemetry import Telemetry, configure_logging
 
 READY_FRESH_S = 15.0
-RECONNECT_S = 1.0
+RETIRE_WITHIN_S = 2.0
 
 
 def _hostname() -> str:
@@ -72,6 +72,7 @@ class Context(Generic[C]):
         self.log: Any = structlog.get_logger(name).bind(service=name)
         self._instance = new_id("i")
         self._beat: asyncio.Task[None] | None = None
+        self._beating = asyncio.Lock()
 
     @property
     def principal(self) -> str:
@@ -113,7 +114,8 @@ class Context(Generic[C]):
                     load=load() if load else {},
                 )
                 try:
-                    await self.bus.bucket("nodes").put(key, beat)
+                    async with self._beating:
+                        await self.bus.bucket("nodes").put(key, beat)
                     ready.write_bytes(msgspec.json.encode(beat))
                 except (LlmosError, OSError) as error:
                     self.log.warning("no heartbeat", error=str(error))
@@ -122,13 +124,20 @@ class Context(Generic[C]):
             ready.unlink(missing_ok=True)
 
     async def retire(self) -> None:
-        """Take the heartbeat back, so that nobody waits 20 s to learn that a stopped service is gone."""
+        """Take the heartbeat back, so that nobody waits 20 s to learn that a stopped service is gone.
+
+        One that is on its way is waited for, lest it arrive after that; a successor's heartbeat stays.
+        """
         if self._beat is None:
             return
+        with suppress(LlmosError, TimeoutError):  # a bus that is away forgets the heartbeat by itself
+            async with asyncio.timeout(RETIRE_WITHIN_S), self._beating:
+                await cancel(self._beat)
+                bucket, key = self.bus.bucket("nodes"), f"{self.node}.{self.name}"
+                entry = await bucket.get(key, Heartbeat)
+                if entry is not None and entry.value.instance == self._instance:
+                    await bucket.delete(key, entry.revision)
         await cancel(self._beat)
-        with suppress(LlmosError, TimeoutError):
-            async with asyncio.timeout(2):
-                await self.bus.bucket("nodes").delete(f"{self.node}.{self.name}")
 
 
 Serve = Callable[[Context[C]], Awaitable[None]]
@@ -187,9 +196,17 @@ async def running(name: str, config: C, serve: Serve[C], *, clock: Clock | None 
 async def _run(name: str, config: C, serve: Serve[C]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    entering = asyncio.current_task()  # what waits for a bus that may be away; `None` once it has not to wait any more
+
+    def on_signal() -> None:
+        stop.set()
+        if entering is not None:
+            entering.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     async with running(name, config, serve) as context:
+        entering = None
         context.log.info("started", node=config.node, bus=config.nats_url)
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait(
@@ -217,6 +234,8 @@ def main(name: str, config: type[C], serve: Serve[C]) -> int:
     try:
         with runner:
             runner.run(_run(name, value, serve))
+    except asyncio.CancelledError:  # told to stop before it had started
+        structlog.get_logger(name).info("stopped before it had started", service=name)
     except LlmosError as error:
         structlog.get_logger(name).error("stopped", service=name, error=str(error))
         return 78 if error.problem.code == "fatal" else 69

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from llmos.cancel import cancel
@@ -18,6 +18,7 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MOST_S = 10.0
 HEALTHY_AFTER_S = 20.0
 KILL_AFTER_S = 7.5
+LOG_BYTES = 16 << 20
 BAD_SETTING = 78  # EX_CONFIG of sysexits.h: another start would end the same way
 _PR_SET_PDEATHSIG = 1
 
@@ -35,6 +36,32 @@ def die_with_parent() -> None:
     """In a child, before exec: be terminated when the parent dies, even by kill -9 (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class _Log:
+    """A file that is added to. At `LOG_BYTES` it becomes `<name>.1`, in place of the last one, and a new one begins: a
+    service takes twice that of the disk and no more. What a full disk can't hold is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+
+    def write(self, line: bytes) -> None:
+        with suppress(OSError):  # a service that nobody reads from would stand still
+            if self._size and self._size + len(line) > LOG_BYTES:
+                self._file.close()
+                try:
+                    self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                finally:
+                    self._open()
+            self._size += self._file.write(line) or 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _open(self) -> None:
+        self._file = self._path.open("ab", buffering=0)
+        self._size = self._file.tell()
 
 
 class Process:
@@ -97,7 +124,7 @@ class Process:
             await reading
 
     async def _copy(self, output: asyncio.StreamReader) -> None:
-        with self._log.open("ab", buffering=0) as log:
+        with closing(_Log(self._log)) as log:
             while True:
                 try:
                     line = await output.readline()

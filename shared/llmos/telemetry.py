@@ -7,6 +7,8 @@ Nothing is exported unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set; then spans and 
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+CLOSE_WITHIN_S = 2.0
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 # Every instrument: name → unit and description. Seconds, bytes and counts only.
@@ -46,7 +49,7 @@ class Telemetry:
 
     def __init__(self, service: str, node: str = "") -> None:
         resource = Resource.create({"service.name": f"llmos-{service}", "service.instance.id": f"{service}/{node}"})
-        self._traces = TracerProvider(resource=resource)
+        self._traces = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` does it, within bounds
         self._meter: Meter = NoOpMeter("llmos")
         self._shutdown = [self._traces.shutdown]
         if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
@@ -64,7 +67,8 @@ class Telemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=1000))
-        metrics = MeterProvider(resource=resource, metric_readers=[PeriodicExportingMetricReader(OTLPMetricExporter())])
+        readers = [PeriodicExportingMetricReader(OTLPMetricExporter())]
+        metrics = MeterProvider(resource=resource, metric_readers=readers, shutdown_on_exit=False)
         self._meter = metrics.get_meter("llmos")
         self._shutdown.append(metrics.shutdown)
 
@@ -97,9 +101,14 @@ class Telemetry:
         histogram.record(value, attributes)
 
     def close(self) -> None:
-        """Send what is left; takes at most a few seconds."""
-        for shutdown in self._shutdown:
-            shutdown()
+        """Send what is left; takes at most two seconds, also when the collector does not answer."""
+        # By themselves they wait and retry for 20 s. A daemon thread that still does so holds up no process's end.
+        threads = [threading.Thread(target=shutdown, name="telemetry", daemon=True) for shutdown in self._shutdown]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + CLOSE_WITHIN_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def traceparent() -> str:

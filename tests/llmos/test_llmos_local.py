@@ -101,6 +101,17 @@ def test_a_signal_stops_everything_within_ten_seconds(data: Path, number: signal
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.5])
+def test_a_stack_that_is_stopped_while_it_starts_leaves_nobody(data: Path, after: float) -> None:
+    code = f"from llmos import local; from pathlib import Path; local.up(local.UpOptions(data_dir=Path({str(data)!r}), "
+    process = subprocess.Popen([sys.executable, "-c", f"{code}services={SERVICES!r}, quiet=True))"])
+    wait_for(lambda: (data / "run" / "up.lock").exists() or process.poll() is not None)
+    time.sleep(after)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) in (0, -signal.SIGTERM)
+    wait_for(lambda: group(data) == [], 10)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_no_service_outlives_a_killed_stack(data: Path) -> None:
     up(data)

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmos.bus import Bus
+from llmos.bus import Bucket, Bus
 from llmos.contracts.nodes import Heartbeat
 from llmos.errors import LlmosError
 from llmos.service import Context, ServiceConfig, is_ready, ready_file, running
@@ -34,6 +36,50 @@ async def test_a_service_announces_itself_and_takes_it_back(nats_url: str, tmp_p
         assert (beat.value.kinds, beat.value.memory, beat.value.used) == (["train"], 7, 3)
     assert await bus.bucket("nodes").get("n1.trainer", Heartbeat) is None
     assert not ready_file(config.data_dir, "trainer").exists()
+
+
+async def test_a_heartbeat_on_its_way_is_waited_for_and_then_taken_back(
+    nats_url: str, tmp_path: Path, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, on_its_way = Bucket.put, asyncio.Event()
+
+    async def slowly(self: Bucket, key: str, value: Any) -> int:
+        on_its_way.set()
+        await asyncio.sleep(0.3)
+        return await put(self, key, value)
+
+    monkeypatch.setattr(Bucket, "put", slowly)
+
+    async def serve(context: Context[ServiceConfig]) -> None:
+        context.announce()
+        await context.stopping.wait()
+
+    async with running("trainer", settings(nats_url, tmp_path), serve):
+        await on_its_way.wait()
+    assert await bus.bucket("nodes").get("n1.trainer", Heartbeat) is None
+    assert await bus.last_sequence("KV_nodes") > 0, "it had arrived"
+
+
+async def test_the_heartbeat_of_a_successor_stays(nats_url: str, tmp_path: Path, bus: Bus) -> None:
+    async def serve(context: Context[ServiceConfig]) -> None:
+        context.announce(memory=int(context.config.drain_s))
+        await context.stopping.wait()
+
+    async def beats(memory: int) -> None:
+        async with asyncio.timeout(5):
+            while (
+                beat := await bus.bucket("nodes").get("n1.trainer", Heartbeat)
+            ) is None or beat.value.memory != memory:
+                await asyncio.sleep(0.02)
+
+    async with running("trainer", settings(nats_url, tmp_path, drain_s=7), serve):
+        await beats(7)
+        successor = running("trainer", settings(nats_url, tmp_path / "next", drain_s=9), serve)
+        await successor.__aenter__()
+        await beats(9)
+    await beats(9)
+    await successor.__aexit__(None, None, None)
+    assert await bus.bucket("nodes").get("n1.trainer", Heartbeat) is None
 
 
 async def test_a_service_that_does_not_drain_is_cancelled(nats_url: str, tmp_path: Path) -> None:
@@ -92,6 +138,23 @@ async def test_a_process_ends_cleanly_on_sigterm(nats_url: str, tmp_path: Path) 
             await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_a_process_that_waits_for_the_bus_ends_on_sigterm(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and says nothing
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        env = os.environ | {"LLMOS_NATS_URL": url, "LLMOS_NODE": "n1", "LLMOS_DATA_DIR": str(tmp_path)}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, env=env, stderr=asyncio.subprocess.PIPE
+        )
+        silent.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            connection, _ = await loop.sock_accept(silent)
+            process.send_signal(signal.SIGTERM)
+        with connection:
+            async with asyncio.timeout(5):
+                assert await process.wait() == 0
 
 
 async def test_a_bad_setting_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Telemetry on a real OTLP endpoint: one connected trace, metrics from one table, nothing without a collector."""
 
+import socket
+import time
+
 import pytest
 
 from llmos.telemetry import METRICS, Telemetry, trace_id, traceparent
@@ -45,3 +48,14 @@ def test_a_metric_outside_the_table_is_an_error() -> None:
 @pytest.mark.parametrize("bad", ["", "00-short-x-01", "no dashes"])
 def test_what_is_no_traceparent_names_no_trace(bad: str) -> None:
     assert trace_id(bad) == ""
+
+
+def test_a_collector_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        telemetry = Telemetry("audit", "n1")
+        with telemetry.span("work"):
+            telemetry.count("llmos.audit.entries")
+        began = time.monotonic()
+        telemetry.close()
+        assert time.monotonic() - began < 5, "by itself it takes 20 s"
