@@ -10,13 +10,14 @@ from functools import partial
 from math import inf
 from typing import NamedTuple
 
-from llmos.contracts.queues import ReservationMade
+from llmos.contracts.queues import QueueSettings, ReservationMade
 from llmos.contracts.tasks import Member
 from llmos_scheduler import rollout
 from llmos_scheduler.agenda import Agenda
 from llmos_scheduler.checks import Checks
 from llmos_scheduler.effects import Command, Effect, Emit, StopTask
 from llmos_scheduler.lifecycle import look, stopping
+from llmos_scheduler.order import ORDERS
 from llmos_scheduler.planner import Planner
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.records import Deployment, Job, Journal, State, Task
@@ -25,7 +26,7 @@ from llmos_scheduler.rollout import Wish
 from llmos_scheduler.tenancy import Tenancy
 from llmos_scheduler.wanted import Wanted
 from llmos_scheduler.work import Plan, Reservation, Rules, Work
-from llmos_scheduler.works import lease_work, milliseconds, replica_works, task_work
+from llmos_scheduler.works import lease_work, milliseconds, replica_works, saved, task_work
 
 RULES = Rules(min_run=60_000)
 VACATING_S = 60.0  # a replica that was told to go holds its lease for so long, if it does not say that it went
@@ -34,11 +35,12 @@ STARTS = 256  # at most, a decision
 
 class Told(NamedTuple):
     """What the planner is to know of a work: `known` says when it has to be told again, `members` what it holds
-    (`None`: it waits)."""
+    (`None`: it waits), `saved` when it last saved its work."""
 
     known: tuple[object, ...]
     work: Callable[[], Work]
     members: Sequence[Member] | None = None
+    saved: int = -1
 
 
 class Brain:
@@ -56,7 +58,8 @@ class Brain:
         self.wishes: dict[str, Wish] = {}  # deployments with replicas that wait for a node
         self._due_jobs = Agenda()
         self._due_deployments = Agenda()
-        self._told: dict[str, dict[str, tuple[object, ...]]] = {}  # what the planner knows, by owner and work
+        # What the planner knows, by owner and work.
+        self._told: dict[str, dict[str, tuple[bool, tuple[object, ...], int]]] = {}
         self._deploying: dict[str, dict[str, None]] = {}  # jobs at their deployment, by its name
         self._reserved: dict[str, ReservationMade] = {}
         self._plan_at = 0
@@ -144,9 +147,7 @@ class Brain:
 
     def _settings(self) -> None:
         state, self._plan_at = self.state, 0
-        self.planner.set_queues(
-            Queue(queue.name, queue.policy, queue.weight, queue.quota, queue.limit) for queue in state.queues
-        )
+        self.planner.set_queues(_queue(settings) for settings in state.queues)
         for name, made in state.reservations.items():
             if self._reserved.get(name) is not made:
                 self.planner.reserve(_reservation(made))
@@ -188,8 +189,8 @@ class Brain:
             if job.spec.deploy is not None:
                 self._deploying.setdefault(job.spec.deploy.name, {})[job.id] = None
         elif task.live:
-            holds = (task.lease, task.gives_way, task.saved_at, task.started_at)
-            works[task.id] = Told(holds, partial(task_work, state, job, task), task.members)
+            holds = (task.lease, task.gives_way)
+            works[task.id] = Told(holds, partial(task_work, state, job, task), task.members, saved(task))
         elif task.state == "waiting" and task.not_before <= now and stopping(job, now) is None:
             room = state.rooms.get(task.id, ())
             works[task.id] = Told((task.waiting_since, *room), partial(task_work, state, job, task))
@@ -235,15 +236,17 @@ class Brain:
                 self.planner.leave(id)
                 self._plan_at = 0
         for id, told in works.items():
-            known = (told.members is None, *told.known)
-            if before.get(id) != known:
+            known = before.get(id)
+            if known is None or known[:2] != (told.members is None, told.known):
                 if told.members is None:
                     self.planner.wait(told.work())
                 else:
                     self.planner.run(told.work(), self.tenancy.places(told.members))
                 self._plan_at = 0
+            elif known[2] != told.saved:
+                self.planner.saved(id, told.saved)
         if works:
-            self._told[owner] = {id: (told.members is None, *told.known) for id, told in works.items()}
+            self._told[owner] = {id: (told.members is None, told.known, told.saved) for id, told in works.items()}
 
     def _tell_checks(self, job: Job, task: Task, told: Told | None) -> None:
         if told is None:
@@ -274,6 +277,12 @@ def _leases(deployment: Deployment, now: float) -> Iterator[tuple[Member, Reques
 
 def _commands(effects: Iterable[Effect]) -> list[Command]:
     return [effect for effect in effects if not isinstance(effect, Emit)]
+
+
+def _queue(said: QueueSettings) -> Queue:
+    """What cannot be meant was not said by `set_queues`, and counts as not said."""
+    policy = said.policy if said.policy in ORDERS else ""
+    return Queue(said.name, policy, said.weight if said.weight > 0 else 1.0, said.quota, said.limit)
 
 
 def _reservation(made: ReservationMade) -> Reservation:
