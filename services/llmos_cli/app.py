@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reserve": ("reservations:reserve", "Keep nodes for a queue or a tenant."),
     "unreserve": ("reservations:unreserve", "End a reservation."),
     "infer": ("infer:infer", "Ask a deployed model."),
+    "chat": ("chat:chat", "Talk with a deployed model that generates text."),
+    "bench": ("bench:bench", "Measure how fast a deployed model answers."),
     "simulate": ("simulate:app", "Try placement policies on a trace of nodes and tasks."),
     "audit": ("audit:app", "Verify, show and prove the audit log."),
     "dead": ("dead:app", "List, show and replay messages that no service could handle."),
