@@ -145,7 +145,8 @@ def _nodes(views: "list[NodeView]") -> Any:
         cpus = f"{view.cpus_leased:g}/{has.cpus:g}" if has else ""
         memory = f"{size(view.memory_leased)}/{size(has.memory)}" if has else ""
         gpus = f"{_held(view)}/{len(has.gpus)}" if has else ""
-        rows.append((view.node, node_state(view), cpus, memory, gpus, len(view.tasks), view.services))
+        services = [f"{name} (leads)" if name in view.leads else name for name in view.services]
+        rows.append((view.node, node_state(view), cpus, memory, gpus, len(view.tasks), services))
     return ["NODE", "STATE", "CPUS", "MEMORY", "GPUS", "TASKS", "SERVICES"], rows
 
 

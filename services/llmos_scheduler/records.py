@@ -65,7 +65,7 @@ class Task:
     ended_at: float | None = None
     seen_at: float = 0.0
     avoid: str = ""  # the node on which the last lease ended badly
-    progress: dict[str, float] = field(default_factory=dict)
+    progress: dict[str, int | float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     problem: Problem | None = None

@@ -70,7 +70,7 @@ class Context(Generic[C]):
         self.node = config.node
         self.stopping = asyncio.Event()
         self.log: Any = structlog.get_logger(name).bind(service=name)
-        self._instance = new_id("i")
+        self.instance = new_id("i")  # of this process, for as long as it runs
         self._beat: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
 
@@ -106,7 +106,7 @@ class Context(Generic[C]):
                 beat = Heartbeat(
                     node=self.node,
                     service=self.name,
-                    instance=self._instance,
+                    instance=self.instance,
                     at=self.clock.now(),
                     kinds=kinds,
                     memory=memory,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from msgspec import Struct
 
 import llmos.service
-from llmos.bus import Bus, Heard
+from llmos.bus import Bus, Heard, Message
 from llmos.cancel import cancel
 from llmos.client import Client
 from llmos.clock import SystemClock
@@ -358,7 +358,17 @@ class FatalBus:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._bus, name)
-        return self._deadly(found) if name in ("emit", "publish", "purge") else found
+        return self._deadly(found) if name in ("emit", "purge") else found
+
+    async def store_many(self, messages: Sequence[Message]) -> list[Any]:
+        """Each message is a deed; what was not sent before the death never is."""
+        last = self._left <= len(messages)
+        stored = await self._bus.store_many(messages[: self._left - (not self._after)] if last else messages)
+        self._left -= len(messages)
+        if last and messages:
+            self.died = True
+            raise Killed
+        return stored
 
     def _deadly(self, deed: Callable[..., Any]) -> Callable[..., Any]:
         async def perform(*args: Any, **named: Any) -> Any:
@@ -457,9 +467,9 @@ class SlowEars:
             await asyncio.sleep(0.03)
             yield heard
 
-    async def emit(self, *args: Any, **named: Any) -> int:
-        self.said.append(named["id"])
-        return await self._bus.emit(*args, **named)
+    async def store_many(self, messages: Sequence[Message]) -> list[Any]:
+        self.said += [message.headers["ce-id"] for message in messages if message.subject.startswith("llmos.evt.")]
+        return await self._bus.store_many(messages)
 
 
 async def test_nothing_is_decided_before_the_scheduler_has_heard_itself(

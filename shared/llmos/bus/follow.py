@@ -34,6 +34,11 @@ class Heard:
         self.pending = pending
 
     @property
+    def id(self) -> str:
+        """The envelope's id."""
+        return self.headers.get("ce-id") or self.envelope.id
+
+    @property
     def envelope(self) -> Envelope:
         return Envelope.from_headers(self.headers, default_id=f"{self.subject}.{self.sequence}")
 

@@ -125,7 +125,7 @@ class NodesRequested(Struct, frozen=True, omit_defaults=True):
 
 class NodeView(Struct, frozen=True, omit_defaults=True):
     """A node as the scheduler sees it. `gpu_milli_leased` is by device; `replicas` are the deployments that lease of
-    it; `reason` is why it was cordoned."""
+    it; `reason` is why it was cordoned; `leads` are its services that decide for all of their kind (a scheduler)."""
 
     node: str
     alive: bool
@@ -141,6 +141,7 @@ class NodeView(Struct, frozen=True, omit_defaults=True):
     draining: bool = False
     reason: str = ""
     reservations: list[str] = field(default_factory=list)
+    leads: list[str] = field(default_factory=list)
 
 
 class NodeList(Struct, frozen=True, omit_defaults=True):
