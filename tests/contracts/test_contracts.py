@@ -29,6 +29,8 @@ ELSEWHERE = {
     "Heartbeat": "KV nodes",
     "CheckpointPointer": "KV state",
     "GangMeeting": "KV state",
+    "SnapshotPointer": "KV state",
+    "LeaderLease": "KV lease",
     "ModelRecord": "KV models",
     "SequenceGap": "text of an audit entry",
     "StreamRemade": "text of an audit entry",
