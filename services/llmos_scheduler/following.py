@@ -36,6 +36,7 @@ class Following:
         self.election: Election | None = None
         self.changed = asyncio.Event()  # there is something to decide
         self.on_election: Callable[[], None] = lambda: None
+        self.leads: Callable[[], bool] = lambda: False
 
     def start_from(self, state: State, applied: int) -> None:
         """Go on from a state that was kept."""
@@ -58,7 +59,7 @@ class Following:
             if isinstance(event, LeaderElected):
                 self.election = Election(heard.sequence, event)
                 self.on_election()
-            if heard.sequence > self._live_from:
+            if heard.sequence > self._live_from and self.leads():  # each fact is reported by one
                 self._reporting.on_event(self.state, event, heard.time)
         self.applied = heard.sequence
         self._moved.set()

@@ -12,6 +12,7 @@ from llmos.bus import pull as bus_pull
 from llmos.cancel import cancel
 from llmos.contracts import subjects
 from llmos.contracts.inference import InferenceRequested
+from llmos.contracts.jobs import JobCancelled
 from llmos.natsserver import NatsServer
 
 INFER = subjects.infer_consumer("mood", "interactive")
@@ -208,3 +209,18 @@ async def test_cancelling_at_any_moment_leaves_the_bus_whole(bus: Bus) -> None:
         assert not bus._pulls
         await ask(bus, 1)
         assert await models.keys() == ["m"]
+
+
+async def test_a_follower_whose_consumer_is_made_anew_hears_on(bus: Bus) -> None:
+    """Its own deletion of the old consumer ends the requests that were posted there: that is no loss of the new one."""
+    follower = bus.follow("EVENTS")
+    heard: list[int] = []
+    async with asyncio.timeout(10), aclosing(follower):
+        for number in range(1, 6):
+            await bus.emit(JobCancelled(f"j{number}", "acme"))
+            heard.append((await anext(follower)).sequence)
+            for pull in bus._pulls:
+                pull.reset()
+            await bus.emit(JobCancelled(f"k{number}", "acme"))
+            heard.append((await anext(follower)).sequence)
+    assert heard == list(range(1, 11))

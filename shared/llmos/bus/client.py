@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from nats.aio.subscription import Subscription
 from llmos.errors import Busy, Rejected
 
 LOOK_AGAIN_S = 0.02
+MOST_NAMES = 1000
 _log: Any = structlog.get_logger("llmos.bus")
 _CHECK = "Check the connection to the bus."
 
@@ -41,6 +43,27 @@ def reaching(what: str) -> Iterator[None]:
         raise Busy(f"nobody answers {what}", remedy="Check that the server runs with JetStream on.") from error
     except nats.errors.Error as error:
         raise Busy(f"{what} failed: {str(error) or type(error).__name__}", remedy=_CHECK) from error
+
+
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_names: set[str] = set()  # that were found to be names of headers
+
+
+def _is_name(text: str) -> bool:
+    good = _NAME.fullmatch(text) is not None
+    if good and len(_names) < MOST_NAMES:
+        _names.add(text)
+    return good
+
+
+def _header_block(headers: dict[str, Any]) -> bytes:
+    """The headers on the wire; nothing for what upstream has to mend or refuse."""
+    lines = ["NATS/1.0"]
+    for name, value in headers.items():
+        if (name not in _names and not _is_name(name)) or "\n" in value or "\r" in value:
+            return b""
+        lines.append(f"{name}: {value}")
+    return "\r\n".join((*lines, "", "")).encode()
 
 
 class Client(nats.aio.client.Client):
@@ -133,6 +156,33 @@ class Client(nats.aio.client.Client):
         finally:
             for token in waiting:
                 self._resp_map.pop(token, None)
+
+    async def _send_publish(
+        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
+    ) -> None:
+        # Upstream matches and translates each name and value by itself: 8 us a message, most of what a publish costs.
+        block = _header_block(headers) if headers and subject else b""
+        if not block:
+            await super()._send_publish(subject, reply, payload, payload_size, headers)
+            return
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += payload_size
+        head = f"HPUB {subject} {reply} {len(block)} {len(block) + payload_size}\r\n"
+        await self._send_command(b"".join((head.encode(), block, payload, b"\r\n")))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # Upstream looks at every character of every name: 6 us a message that is heard.
+        headers = {}
+        for line in raw.decode(errors="replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if name in _names or (colon and _is_name(name)):
+                headers[name] = value.strip()
+            elif line:
+                return nats.aio.client.Client._parse_header_lines(raw)
+        return headers
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # Upstream drops a cancellation that comes while it waits.

@@ -115,23 +115,18 @@ async def follow(
             msg = await pull.take(BATCH, timeout=5.0, below=BATCH // 2)
             if msg is None:
                 continue
-            meta = msg.metadata
-            if meta.consumer != name:
+            # $JS.ACK.[domain.account.]stream.consumer.deliveries.sequence.consumer sequence.nanoseconds.pending[.token]
+            ack = msg.reply.split(".")
+            consumer, _, sequence, number, stored, pending = ack[3:9] if len(ack) == 9 else ack[5:11]
+            if consumer != name:
                 continue
             expected += 1
-            if meta.sequence.consumer != expected:
+            if int(number) != expected:
                 pull.reset()
                 continue
             newest_only, heard = False, True
-            position = meta.sequence.stream + 1
-            yield Heard(
-                msg.subject,
-                meta.sequence.stream,
-                meta.timestamp.timestamp(),
-                dict(msg.headers or {}),
-                msg.data,
-                meta.num_pending,
-            )
+            position = int(sequence) + 1
+            yield Heard(msg.subject, position - 1, int(stored) // 1000 / 1e6, msg.headers or {}, msg.data, int(pending))
         raise Busy("the connection to the bus was closed")
     finally:
         pulls.discard(pull)

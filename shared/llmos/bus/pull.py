@@ -79,7 +79,7 @@ class Pull:
             await self._recover()
         if not below or self.owed < below:
             await self._post(want - self.owed)
-        if not self._arrived:
+        if not self._arrived and not self._lost:  # it may be lost again since we recovered
             await self.pause(timeout)
         return self._arrived.popleft() if self._arrived else None
 
@@ -113,6 +113,7 @@ class Pull:
             await asyncio.sleep(RETRY_S)
         while True:
             self._lost = False
+            self._inbox = ""  # what ends the old requests (they end with their consumer) says nothing of the new ones
             try:
                 await self._nc.stand(asyncio.get_running_loop().time() + STAND_WITHIN_S)
                 self._consumer = await self._prepare()

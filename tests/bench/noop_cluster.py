@@ -1,0 +1,155 @@
+"""A real nats-server, scheduler processes and no-op workers, for benches of the scheduler.
+
+The workers live in the process of the bench: they take every assignment, say `TaskStarted`, `TaskSucceeded` (and
+`ModelExported` for an export) at one wait, and ack. Schedulers are processes of their own, as they are in a stack.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmos.bus import Bus, Delivery, Message
+from llmos.cancel import cancel
+from llmos.contracts import subjects
+from llmos.contracts.models import ModelExported, ModelVersion
+from llmos.contracts.nodes import Heartbeat, Inventory, NodeInventoried
+from llmos.contracts.tasks import KINDS, TaskAssigned, TaskStarted, TaskSucceeded
+from llmos.ids import new_id
+from llmos.natsserver import NatsServer
+
+SPEC: dict[str, Any] = {
+    "name": "mood",
+    "model": {"base": "hf:org/base"},
+    "data": {"train": "file:///d.csv"},
+    "resources": {"cpus": 1, "memory": "64MiB"},
+}
+OUTPUTS = {"check": {"dataset": "sha256:d", "base": "sha256:b"}, "train": {"model": "sha256:m"}}
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process took so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+class SchedulerProcess:
+    """One scheduler under a node's name of its own; what it logs is in `<folder>/<name>.log`."""
+
+    def __init__(self, name: str, url: str, folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        env = os.environ | {
+            "LLMOS_NATS_URL": url,
+            "LLMOS_NODE": name,
+            "LLMOS_DATA_DIR": str(folder / name),
+            "LLMOS_ARTIFACTS": (folder / "artifacts").as_uri(),
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "llmos_scheduler"], env=env, stdout=log, stderr=log)
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Signal it and wait for its end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(20)
+
+
+class Workers:
+    """No-op workers for every kind on `nodes` nodes."""
+
+    def __init__(
+        self, bus: Bus, nodes: int, cpus: int = 1000, hold: Callable[[TaskAssigned], bool] | None = None
+    ) -> None:
+        self.bus = bus
+        self.names = [f"w{number}" for number in range(nodes)]
+        self.cpus = cpus
+        self.hold = hold or (lambda _: False)
+        self.done = 0
+        self.taken: list[tuple[str, int]] = []  # task and lease of every assignment that came
+        self._at_hand: list[Delivery[TaskAssigned]] = []
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        for name in self.names:
+            await self.bus.emit(NodeInventoried(name, 1, Inventory(self.cpus, self.cpus << 30)), id=f"{name}.inventory")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat())
+            group.create_task(self._work())
+            for name in self.names:
+                for kind in KINDS:
+                    group.create_task(self._take(kind, name))
+
+    async def _beat(self) -> None:
+        while True:
+            for name in self.names:
+                beat = Heartbeat(name, "worker", "i", time.time(), list(KINDS))
+                await self.bus.bucket("nodes").put(f"{name}.worker", beat)
+            await asyncio.sleep(4)
+
+    async def _take(self, kind: str, node: str) -> None:
+        consumer, filter = subjects.work_consumer(kind, node)
+        async for delivery in self.bus.work("WORK", consumer, filter, TaskAssigned, slots=lambda: 256):
+            self._at_hand.append(delivery)
+            self._news.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            batch, self._at_hand = self._at_hand, []
+            facts: list[Message] = []
+            for delivery in batch:
+                self.taken.append((delivery.body.task, delivery.body.lease))
+                if not self.hold(delivery.body):
+                    facts += self._facts(delivery.body, delivery.subject.split(".")[3])
+            await self.bus.store_many(facts)
+            for delivery in batch:
+                await delivery.ack()
+            self.done += len(batch)
+
+    def _facts(self, task: TaskAssigned, node: str) -> list[Message]:
+        head = (task.task, task.job, task.tenant, task.kind, task.lease, node)
+        facts = [self.bus.fact(TaskStarted(*head))]
+        if task.kind == "export":
+            version = ModelVersion(task.spec.name, 1, task.tenant, task.spec.task, "sha256:o", task.job, 0.0)
+            facts.append(self.bus.fact(ModelExported(version), id=f"{task.job}.exported"))
+        outputs = OUTPUTS.get(task.kind, {"model": "sha256:o"})
+        facts.append(self.bus.fact(TaskSucceeded(*head, outputs), id=f"{task.task}.{task.lease}.succeeded"))
+        return facts
+
+
+async def submit(bus: Bus, count: int, tenant: str = "acme", **fields: Any) -> list[str]:
+    """Publish jobs at one wait; their ids."""
+    data = msgspec.json.encode(SPEC | fields)
+    jobs = [new_id("j") for _ in range(count)]
+    await bus.store_many([Message(subjects.job_submit(tenant, job), data, {"Nats-Msg-Id": job}) for job in jobs])
+    return jobs
+
+
+@asynccontextmanager
+async def cluster(folder: Path, nodes: int = 4) -> AsyncIterator[tuple[NatsServer, Bus, Workers]]:
+    """A server, a bystander's bus and running workers."""
+    server = await NatsServer(folder / "nats").start()
+    bus, worker_bus = [await Bus.connect(server.url, source=f"bench/{name}") for name in ("driver", "worker")]
+    workers = Workers(worker_bus, nodes)
+    working = asyncio.create_task(workers.run())
+    try:
+        yield server, bus, workers
+    finally:
+        await cancel(working)
+        for connection in (bus, worker_bus):
+            await connection.close()
+        await server.stop()
