@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from llmos.cancel import cancel
 from llmos.service import Context
 from llmos_scheduler.answering import Answering
-from llmos_scheduler.config import SchedulerConfig
 from llmos_scheduler.brain import Brain
+from llmos_scheduler.config import SchedulerConfig
 from llmos_scheduler.core import decide
 from llmos_scheduler.effects import Effect, Emit
 from llmos_scheduler.following import Following
