@@ -40,9 +40,7 @@ class Scheduler:
         self._performing = Performing(ctx, self._leadership)
         self._brain = Brain(State())  # of the state, while we lead
         self._submitting = Submitting(ctx, self._following, self._performing)
-        self._answering = Answering(
-            ctx, self._following, self._leadership, self._performing, lambda: self._brain
-        )
+        self._answering = Answering(ctx, self._following, self._leadership, self._performing, lambda: self._brain)
         self._snapshots = Snapshots(ctx, self._following)
         self._following.on_election = self._leadership.heard
         self._following.leads = lambda: self._leadership.fence is not None

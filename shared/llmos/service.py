@@ -135,7 +135,7 @@ class Context(Generic[C]):
                 await cancel(self._beat)
                 bucket, key = self.bus.bucket("nodes"), f"{self.node}.{self.name}"
                 entry = await bucket.get(key, Heartbeat)
-                if entry is not None and entry.value.instance == self._instance:
+                if entry is not None and entry.value.instance == self.instance:
                     await bucket.delete(key, entry.revision)
         await cancel(self._beat)
 
