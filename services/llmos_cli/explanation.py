@@ -24,11 +24,12 @@ def print_explanation(answer: "Explanation", indent: int = 0) -> None:
     _lines("starts on", answer.starts_on, indent)
     _lines("preempts", answer.preempts, indent)
     _lines("waits for", waits, indent)
-    _lines("by node", answer.reasons, indent)
+    _lines("why", answer.reasons, indent)
     _lines("ahead of it", [names(answer.ahead)] if answer.ahead else [], indent)
-    if answer.waits_for:
-        when = f"in about {duration(start - time.time())}, {moment(start)}" if start is not None else "not known"
-        print(f"{' ' * indent}earliest start: {when}")
+    if start is not None and answer.waits_for:
+        print(f"{' ' * indent}earliest start: in about {duration(start - time.time())}, {moment(start)}")
+    elif answer.held_by:
+        print(f"{' ' * indent}earliest start: not known, since nobody knows when those end")
     _lines("would let it run now", answer.would_run, indent)
     _lines("what helps", answer.remedies, indent)
 
@@ -42,4 +43,4 @@ def names(found: Sequence[str]) -> str:
 def _lines(title: str, lines: Iterable[str], indent: int) -> None:
     lines = list(lines)
     if lines:
-        print(f"{' ' * indent}{title}:", *(f"{' ' * indent}  {line}" for line in lines), sep="\n")
+        print(f"{' ' * indent}{title}:", *(f"{' ' * indent}  {line.replace(chr(10), ' ')}" for line in lines), sep="\n")

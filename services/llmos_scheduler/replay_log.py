@@ -52,7 +52,8 @@ async def _read_bus(url: str) -> Iterator[Fact]:
 
 def _tell(log: Log, trace: LoggedTrace) -> str:
     left = len(log.jobs) - len(trace.arrivals)
-    parts = [f"{log.facts} events, {len(trace.arrivals)} jobs on {len(trace.nodes)} nodes"]
+    nodes = f"{len(trace.nodes)} node{'s' * (len(trace.nodes) != 1)}"
+    parts = [f"{log.facts} events, {len(trace.arrivals)} jobs on {nodes}"]
     if trace.guessed:
         parts.append(f"{len(trace.guessed)} had not ended: they load the cluster, and are not counted")
     if left:

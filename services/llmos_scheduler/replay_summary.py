@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -121,7 +122,7 @@ class Tally:
         jcts = sorted(jct / 1000 for _, jct, _ in self.ended)
         first = min((job.submitted for job, _, _ in self.ended), default=0)
         span = max((job.submitted + jct for job, jct, _ in self.ended), default=0) - first
-        held = sum(time * job.gpus for job, _, time in self.ended)
+        held = self._held_between(first, first + span)
         speeds = [job.duration / jct if jct else 1.0 for job, jct, _ in self.ended]
         by_queue, by_tenant = self._served(lambda job: job.queue), self._served(lambda job: job.tenant)
         due = [(job.deadline, job.submitted + jct) for job, jct, _ in self.ended if job.deadline is not None]
@@ -147,6 +148,11 @@ class Tally:
             fairness_by_queue=_jain([1 / served.average_slowdown for served in by_queue.values()]),
             fairness_by_tenant=_jain([1 / served.average_slowdown for served in by_tenant.values()]),
         )
+
+    def _held_between(self, start: int, end: int) -> int:
+        """GPU-milliseconds held between two moments, also by jobs that are not counted."""
+        steps = [*self.course(), Step(end, 0, 0)]
+        return sum(step.busy * max(0, min(after.time, end) - max(step.time, start)) for step, after in pairwise(steps))
 
     def _served(self, whose: Callable[[Arrival], str]) -> dict[str, Served]:
         """By whoever the jobs belong to; the slowdowns are bounded."""

@@ -156,7 +156,7 @@ async def test_describing_a_job_that_waits_says_why(llmos: Commands, scheduler: 
     await Client(bus).submit(spec, "job-1")
     await anext(Client(bus).events("job-1"))
     done = await llmos.run("describe", "job", "job-1")
-    assert "why it waits: it waits for a node with 1 GPU\n  by node:\n    scripted: 0 GPUs" in done.out
+    assert "why it waits: it waits for a node with 1 GPU\n  why:\n    scripted: 0 GPUs" in done.out
     assert (await llmos.run("describe", "job", "job-1", "-o", "json")).json()["state"] == "queued"
 
 

@@ -182,7 +182,7 @@ def test_a_history_is_replayed_beside_what_really_happened(tmp_path: Path, capsy
     assert (planned["policy"], planned["average_jct_s"]) == ("priority", (10 + 77.5 + 100) / 2)
     assert main(["replay", "--from-log", str(file), "--nodes", "2x2", "--policy", "fifo"]) == 0
     out = capsys.readouterr().out
-    assert "15 events, 3 jobs on 1 nodes; 1 had not ended: they load the cluster, and are not counted." in out
+    assert "15 events, 3 jobs on 1 node; 1 had not ended: they load the cluster, and are not counted." in out
 
 
 def test_a_history_without_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
