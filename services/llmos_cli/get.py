@@ -198,7 +198,7 @@ def _deployments(views: "list[DeploymentView]") -> Any:
     rows = [
         (
             view.deployment,
-            f"{view.model}@{view.version}",
+            f"{view.model}@{view.version}" + (f", {view.weight} % @{view.canary}" if view.canary else ""),
             f"{list(view.replicas.values()).count('ready')}/{len(view.replicas)}",
             [f"{node}={state}" for node, state in view.replicas.items()],
             view.job,

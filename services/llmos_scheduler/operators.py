@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from llmos.clock import Clock
+from llmos.contracts.deployments import DeploymentChanged, RollbackRequested, ShiftRequested
 from llmos.contracts.envelope import Envelope
 from llmos.contracts.jobs import Explanation, PlanRequested
 from llmos.contracts.nodes import CordonRequested, NodeList, NodesRequested, NodeView, UncordonRequested
@@ -23,7 +24,7 @@ from llmos.contracts.queues import (
 from llmos.errors import NotFound, Rejected
 from llmos.ids import is_token
 from llmos.specs import check_spec
-from llmos_scheduler import operating
+from llmos_scheduler import operating, shifting
 from llmos_scheduler.brain import Brain
 from llmos_scheduler.effects import Emit
 from llmos_scheduler.explain import explain
@@ -62,6 +63,8 @@ class Operators:
             "reserve": self.on_reserve_requested,
             "unreserve": self.on_unreserve_requested,
             "reservations": self.on_reservations_requested,
+            "shift": self.on_shift_requested,
+            "rollback": self.on_rollback_requested,
         }
 
     async def on_nodes_requested(self, _request: NodesRequested, _envelope: Envelope) -> NodeList:
@@ -110,6 +113,14 @@ class Operators:
 
     async def on_reservations_requested(self, _request: ReservationsRequested, _envelope: Envelope) -> ReservationList:
         return ReservationList(view_reservations(self._state(), self._clock.now()))
+
+    async def on_shift_requested(self, request: ShiftRequested, envelope: Envelope) -> DeploymentChanged:
+        await self._tell(shifting.shift(self._state(), request), envelope)
+        return self._state().deployments[request.deployment].change
+
+    async def on_rollback_requested(self, request: RollbackRequested, envelope: Envelope) -> DeploymentChanged:
+        await self._tell(shifting.rollback(self._state(), request), envelope)
+        return self._state().deployments[request.deployment].change
 
     async def _tell(self, fact: Struct | None, envelope: Envelope) -> None:
         """A request that is delivered again stores nothing new: the fact's id is the request's."""

@@ -190,9 +190,10 @@ class Vacating:
 class Deployment:
     """What a deployment should be (`change`, the newest decision) and how far it is.
 
-    `replicas` wanted; `settled` is the last change that came up completely; `leaving` are nodes that still have to take
-    their replica down, with the generation of the change that dropped them. `request` is what each replica leases (of
-    the nodes in `change.leases`); `vacating` are leases of such replicas that still leave.
+    `replicas` wanted; `settled` is the last change that came up completely, `before` the last one with another version;
+    `leaving` are nodes that still have to take their replica down, with the generation of the change that dropped them.
+    `request` is what each replica leases (of the nodes in `change.leases`); `vacating` are leases of such replicas that
+    still leave.
     """
 
     name: str
@@ -202,9 +203,16 @@ class Deployment:
     replicas: dict[str, Replica] = field(default_factory=dict)
     leaving: dict[str, int] = field(default_factory=dict)
     settled: DeploymentChanged | None = None
+    before: DeploymentChanged | None = None
     request: Request | None = None
     number: int = 0  # of the job that changed it last
     vacating: dict[str, Vacating] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """The newest change came up completely."""
+        if self.settled is not None and self.settled.version != self.change.version:
+            self.before = self.settled
+        self.settled = self.change
 
     @property
     def ready(self) -> bool:

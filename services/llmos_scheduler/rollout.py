@@ -69,7 +69,7 @@ def _begin(state: State, job: Job, version: ModelVersion, known: Deployment | No
 def keep(state: State, deployment: Deployment) -> list[Emit]:
     """Keep a deployment as it should be: undo what failed, move off lost nodes."""
     change = deployment.change
-    if _undone(state, deployment):
+    if _undone(state, deployment) or _broken_shift(deployment):
         return [_undo(state, deployment)]
     if change.resources is None and short(state, deployment) and not _replaced(state, deployment):
         nodes = choose(state, deployment, change.version, deployment.wanted, change.spread)
@@ -219,6 +219,12 @@ def _undone(state: State, deployment: Deployment) -> bool:
     return owner is not None and owner.ended in ("failed", "cancelled") and not settled and deployment.wanted > 0
 
 
+def _broken_shift(deployment: Deployment) -> bool:
+    """Whether a version that somebody asked for beside, or instead of, what serves can't be loaded."""
+    settled, change = deployment.settled, deployment.change
+    return bool(change.by) and settled is not None and any(_hopeless(each) for each in deployment.replicas.values())
+
+
 def _undo(state: State, deployment: Deployment) -> Emit:
     """Back to what served before; to nothing if there was nothing."""
     before, change = deployment.settled, deployment.change
@@ -231,10 +237,10 @@ def _undo(state: State, deployment: Deployment) -> Emit:
     if before.resources is not None:  # on the leases that it still has; the others are wished for
         kept = staying(state, deployment) if before.resources == change.resources else {}
         leases = {node: list(kept[node]) for node in list(kept)[: before.replicas]}
-        again = msgspec.structs.replace(before, generation=generation, nodes=list(leases), leases=leases)
+        again = msgspec.structs.replace(before, generation=generation, nodes=list(leases), leases=leases, by="")
         return _emit(failed, again)
     nodes = choose(state, deployment, before.version, len(before.nodes), before.spread) or before.nodes
-    return _emit(failed, msgspec.structs.replace(before, generation=generation, nodes=nodes))
+    return _emit(failed, msgspec.structs.replace(before, generation=generation, nodes=nodes, by=""))
 
 
 def tell(state: State, deployment: Deployment) -> Iterator[Command]:
@@ -254,6 +260,10 @@ def tell(state: State, deployment: Deployment) -> Iterator[Command]:
                 devices=list(change.leases.get(replica.node, ())),
                 gpu_milli=request.gpu_milli if request else WHOLE,
                 gpu_memory=request.gpu_memory if request else 0,
+                canary=change.canary,
+                weight=change.weight,
+                pinned=change.pinned,
+                idle=change.idle,
             )
             yield AssignReplica(present, trace)
     for node, generation in deployment.leaving.items():

@@ -96,7 +96,7 @@ def _on_deployed(state: State, event: jobs.JobDeployed, at: float, id: str) -> N
     job = _end(state, event, "deployed", at, id)
     deployment = state.deployments.get(job.spec.deploy.name) if job is not None and job.spec.deploy else None
     if deployment is not None and deployment.change.job == event.job:
-        deployment.settled = deployment.change
+        deployment.settle()
 
 
 def _ending(word: JobState) -> Callable[[State, Any, float, str], None]:

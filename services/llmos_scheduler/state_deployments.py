@@ -81,6 +81,8 @@ def on_ready(state: State, event: ReplicaReady, at: float, id: str) -> None:
     job = state.jobs.get(deployment.change.job)
     if job is not None and not job.ended:
         job.moved_by = id or job.moved_by
+    elif deployment.ready and deployment.change.by:
+        deployment.settle()
 
 
 def on_replica_failed(state: State, event: ReplicaFailed, at: float, id: str) -> None:

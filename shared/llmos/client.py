@@ -35,9 +35,9 @@ from llmos.contracts.jobs import (
     JobsRequested,
     JobView,
 )
-from llmos.contracts.models import ModelRecord
+from llmos.deploying import Deploying
 from llmos.errors import Busy, LlmosError, NotFound, Rejected, Unreachable
-from llmos.history import ENDS, DeploymentView, follow_job, read_deployments
+from llmos.history import ENDS, follow_job
 from llmos.ids import is_token, new_id
 from llmos.inferring import Inferring
 from llmos.operating import Operating, one
@@ -47,7 +47,7 @@ CONNECT_WITHIN_S = 5.0
 SETTLED_WITHIN_S = 5.0
 
 
-class Client(Operating, Inferring):
+class Client(Operating, Deploying, Inferring):
     """A connection to a stack. Every method may be used from many tasks at once.
 
     All raise `Busy` when the stack doesn't answer in time, `NotFound` for what doesn't exist, `Rejected` for a request
@@ -200,23 +200,6 @@ class Client(Operating, Inferring):
             await asyncio.sleep(0.05)
 
     # --- models, deployments ---
-
-    async def models(self) -> list[ModelRecord]:
-        """Every registered model with its versions, by name."""
-        bucket = self.bus.bucket("models")
-        entries = [await bucket.get(key, ModelRecord) for key in await bucket.keys()]
-        return [entry.value for entry in entries if entry is not None]
-
-    async def model(self, name: str) -> ModelRecord:
-        """One registered model."""
-        entry = await self.bus.bucket("models").get(one(name, "model"), ModelRecord)
-        if entry is None:
-            raise NotFound(f"there is no model {name!r}", remedy="See `llmos get models`.", param="model")
-        return entry.value
-
-    async def deployments(self, name: str | None = None) -> list[DeploymentView]:
-        """What should be served now, and how far each replica is."""
-        return await read_deployments(self.bus, one(name, "deployment") if name else "*")
 
     # --- artifacts ---
 

@@ -109,7 +109,8 @@ async def read(
 class DeploymentView(Struct, frozen=True, omit_defaults=True):
     """A deployment: the version it should serve, and how far each node is.
 
-    `replicas` maps a node to `assigned`, `ready`, `failed` or `unloaded`.
+    `replicas` maps a node to `assigned`, `ready`, `failed` or `unloaded`. `canary` is a version (0: none) that answers
+    `weight` percent of the requests.
     """
 
     deployment: str
@@ -119,6 +120,8 @@ class DeploymentView(Struct, frozen=True, omit_defaults=True):
     version: int
     job: str = ""
     replicas: dict[str, str] = field(default_factory=dict)
+    canary: int = 0
+    weight: int = 0
 
 
 Fact = ReplicaReady | ReplicaFailed | ReplicaUnloaded
@@ -155,7 +158,14 @@ def fold_deployments(desired: Iterable[ReplicaAssigned], facts: Iterable[Fact]) 
         view = views.setdefault(
             wish.deployment,
             DeploymentView(
-                wish.deployment, wish.tenant, wish.generation, wish.version.model, wish.version.version, wish.job
+                wish.deployment,
+                wish.tenant,
+                wish.generation,
+                wish.version.model,
+                wish.version.version,
+                wish.job,
+                canary=wish.canary.version if wish.canary else 0,
+                weight=wish.weight,
             ),
         )
         view.replicas[wish.node] = said.get((wish.deployment, wish.node, wish.generation), "assigned")

@@ -126,6 +126,8 @@ class SyncClient:
     models = blocking(Client.models)
     model = blocking(Client.model)
     deployments = blocking(Client.deployments)
+    shift = blocking(Client.shift)
+    rollback = blocking(Client.rollback)
     infer = blocking(Client.infer)
     stream = iterating(Client.stream)
     upload = blocking(Client.upload)

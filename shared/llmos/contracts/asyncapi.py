@@ -61,7 +61,8 @@ def describe(version: str) -> Json:
     types = {row.type: row.ce_type for row in rows} | {call.request: call.ce_type for call in CALLS}
     messages: Json = {kind.__name__: _message(kind, ce_type) for kind, ce_type in types.items()}
     for kind in dict.fromkeys(row.type for row in REPLIES):
-        messages[kind.__name__] = _message(kind, *(row.ce_type for row in REPLIES if row.type is kind))
+        said = [types[kind]] if kind in types else []  # a call may be answered with the fact that it led to
+        messages[kind.__name__] = _message(kind, *said, *(row.ce_type for row in REPLIES if row.type is kind))
     messages[Problem.__name__] = _message(Problem, PROBLEM_TYPE)
     return {
         "asyncapi": "3.0.0",

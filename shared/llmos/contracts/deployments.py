@@ -42,6 +42,8 @@ class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
 
     With `resources` each node's replica leases them: `leases` has the GPU ids by node. `spread` is the label over whose
     values replicas are spread, `replicas` how many are wanted (0: as the job says), `queue` the one that pays for them.
+    `canary`, `weight`, `pinned` and `idle` are as in `ReplicaAssigned`; `by` is who asked for the change, if it was no
+    job.
     """
 
     deployment: str
@@ -56,6 +58,33 @@ class DeploymentChanged(Struct, frozen=True, omit_defaults=True):
     replicas: int = 0
     queue: str = "default"
     priority: int = 50
+    canary: ModelVersion | None = None
+    weight: int = 0
+    pinned: bool = False
+    idle: float = 0.0
+    by: str = ""
+
+
+class ShiftRequested(Struct, frozen=True, omit_defaults=True):
+    """A call to the scheduler: let `version` answer `weight` percent of the requests of a deployment.
+
+    100 makes it the version that serves, less a canary beside that one, 0 takes the canary back. Without a version only
+    `pinned` and `idle` change, as far as they are given (see `ReplicaAssigned`).
+    """
+
+    deployment: str
+    version: ModelVersion | None = None
+    weight: int = 100
+    pinned: bool | None = None
+    idle: float | None = None
+    requested_by: str = ""
+
+
+class RollbackRequested(Struct, frozen=True, omit_defaults=True):
+    """A call to the scheduler: take a deployment's canary back or, if there is none, its version for the one before."""
+
+    deployment: str
+    requested_by: str = ""
 
 
 class ReplicaReady(Struct, frozen=True, omit_defaults=True):

@@ -181,6 +181,8 @@ CALLS: tuple[Call, ...] = (
     Call("scheduler", "reserve", queues.ReserveRequested, queues.ReservationView),
     Call("scheduler", "unreserve", queues.UnreserveRequested, queues.ReservationView),
     Call("scheduler", "reservations", queues.ReservationsRequested, queues.ReservationList),
+    Call("scheduler", "shift", deployments.ShiftRequested, deployments.DeploymentChanged),
+    Call("scheduler", "rollback", deployments.RollbackRequested, deployments.DeploymentChanged),
     Call("vault", "sign", keys.SignRequested, keys.SignAnswered),
     Call("vault", "key", keys.KeyRequested, keys.KeyAnswered),
     Call("vault", "rotate", keys.RotateRequested, keys.RotateAnswered),

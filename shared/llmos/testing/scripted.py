@@ -93,6 +93,8 @@ class ScriptedScheduler:
             "cancel": self._cancel,
             "nodes": self._nodes,
             "plan": self._plan,
+            "shift": self._shift,
+            "rollback": self._shift,
             "cordon": self._cordon,
             "uncordon": self._uncordon,
             "queues": self._queues,
@@ -187,6 +189,17 @@ class ScriptedScheduler:
 
     async def _nodes(self, _: nodes.NodesRequested, __: Envelope) -> nodes.NodeList:
         return nodes.NodeList([self.node])
+
+    async def _shift(
+        self, request: deployments.ShiftRequested | deployments.RollbackRequested, _: Envelope
+    ) -> deployments.DeploymentChanged:
+        self.asked.append(request)
+        spec = jobs.JobSpec(request.deployment, jobs.ModelSource("hf:a/b"), jobs.DataSource("file:///a"))
+        version = version_of("job-1", spec)
+        changed = deployments.DeploymentChanged(request.deployment, "default", 2, "job-1", version, [NODE])
+        if isinstance(request, deployments.ShiftRequested) and request.version and request.weight < 100:
+            return msgspec.structs.replace(changed, canary=request.version, weight=request.weight)
+        return changed
 
     async def _plan(self, request: jobs.PlanRequested, _: Envelope) -> jobs.Explanation:
         self.asked.append(request)
