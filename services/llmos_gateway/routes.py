@@ -19,7 +19,6 @@ from llmos.client import Client
 from llmos.contracts.inference import InferenceAnswered
 from llmos.contracts.jobs import ENDED, Explanation, JobList, JobRejected, JobView
 from llmos.contracts.models import ModelRecord
-from llmos.contracts.nodes import NodeList
 from llmos.errors import Busy, NotFound, Rejected
 from llmos.ids import is_token, new_id
 from llmos_gateway.config import GatewayConfig
@@ -115,7 +114,7 @@ async def submit_job(
 
     201 once the scheduler has admitted it, 422 with every fault when it rejects it, 202 when it has said nothing yet.
     """
-    spec = _decode(await request.body())
+    spec = decode_object(await request.body())
     job = idempotency_key if idempotency_key is not None else new_id("job")
     if not is_token(job):
         raise Rejected(
@@ -130,7 +129,8 @@ async def submit_job(
     return Response(taken, status_code=201 if first else 202, headers={"Location": f"/v1/jobs/{job}"})
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises `HTTPException` (400), `Rejected`."""
     try:
         spec = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -215,12 +215,6 @@ async def infer(gateway: Hand, name: FromPath[str], data: JSONBody[InferRequest]
     )
 
 
-@get("/v1/nodes", responses=described(503))
-async def list_nodes(gateway: Hand) -> NodeList:
-    """The nodes, as the scheduler sees them."""
-    return NodeList(await gateway.client.nodes())
-
-
 ROUTES = [
     healthz,
     readyz,
@@ -233,5 +227,4 @@ ROUTES = [
     list_models,
     show_model,
     infer,
-    list_nodes,
 ]

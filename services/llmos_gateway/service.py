@@ -22,6 +22,7 @@ from llmos_gateway import problems
 from llmos_gateway.config import GatewayConfig
 from llmos_gateway.door import Door, allowed_names
 from llmos_gateway.routes import ROUTES, Gateway
+from llmos_gateway.routes_cluster import CLUSTER_ROUTES
 
 BACKLOG = 512
 
@@ -29,7 +30,7 @@ BACKLOG = 512
 def make_app(gateway: Gateway) -> Litestar:
     """The ASGI application behind the door."""
     return Litestar(
-        ROUTES,
+        [*ROUTES, *CLUSTER_ROUTES],
         dependencies={"gateway": Provide(lambda: gateway, sync_to_thread=False)},
         exception_handlers={
             LlmosError: problems.on_llmos_error,

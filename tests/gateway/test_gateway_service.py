@@ -35,6 +35,7 @@ async def test_the_description_names_every_route_and_the_spec(http: httpx.AsyncC
     assert {
         "/healthz", "/readyz", "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/events", "/v1/jobs/{job}/explain",
         "/v1/models", "/v1/models/{name}", "/v1/models/{name}/infer", "/v1/nodes",
+        "/v1/nodes/{node}/cordon", "/v1/plan", "/v1/queues", "/v1/reservations", "/v1/reservations/{name}",
     } == set(description["paths"])  # fmt: skip
     submit = description["paths"]["/v1/jobs"]["post"]
     reference = submit["requestBody"]["content"]["application/json"]["schema"]["$ref"]
