@@ -40,6 +40,7 @@ class Keeper:
         task: str,
         lease: int,
         *,
+        job: str,
         unsealing: Callable[[str], Awaitable[Cipher | None]],
         sealing: Callable[[], Awaitable[Cipher | None]],
         kept: Callable[[CheckpointPointer], Awaitable[None]],
@@ -50,6 +51,7 @@ class Keeper:
         self._store = store
         self._task = task
         self._lease = lease
+        self._job = job
         self._unsealing = unsealing
         self._sealing = sealing
         self._kept = kept
@@ -144,8 +146,8 @@ class Keeper:
         entry = await self._bucket.get(self._key, CheckpointPointer)
         if entry is not None and entry.value.lease <= self._lease:
             await self._bucket.delete(self._key)
-            await self._remove(entry.value.artifact)
-            await self._remove(entry.value.previous)
+            for artifact in (entry.value.artifact, entry.value.previous):
+                await remove(self._store, artifact, self._log)
 
     async def _store_one(self, step: int, path: Path) -> None:
         """Durability: when this returns, a crash resumes from this step or a later one."""
@@ -160,7 +162,7 @@ class Keeper:
             if entry is not None:  # the same step gives the same bytes: stored again, it is still the newest
                 same = entry.value.artifact == artifact
                 previous = entry.value.previous if same else entry.value.artifact
-            pointer = CheckpointPointer(self._task, self._lease, step, artifact, previous)
+            pointer = CheckpointPointer(self._task, self._lease, step, artifact, previous, self._job)
             try:
                 if entry is None:
                     await self._bucket.create(self._key, pointer)
@@ -171,12 +173,13 @@ class Keeper:
                 continue  # read what was written, and decide again
         await self._kept(pointer)
         if entry is not None and entry.value.previous not in (artifact, previous):
-            await self._remove(entry.value.previous, keep=(artifact, previous))
+            await remove(self._store, entry.value.previous, self._log, keep=(artifact, previous))
 
-    async def _remove(self, artifact: str, keep: tuple[str, ...] = ()) -> None:
-        """Take a checkpoint that nobody points to any more out of the store; its files carry the task's name."""
-        try:
-            if artifact:
-                await remove_tree(self._store, artifact, keep=[address for address in keep if address])
-        except LlmosError as error:  # it only takes room
-            self._log.warning("a checkpoint was not removed", artifact=artifact, error=str(error))
+
+async def remove(store: ArtifactStore, artifact: str, log: Any, keep: tuple[str, ...] = ()) -> None:
+    """Take a checkpoint that nobody points to any more out of the store; its files carry the task's name."""
+    try:
+        if artifact:
+            await remove_tree(store, artifact, keep=[address for address in keep if address])
+    except LlmosError as error:  # it only takes room
+        log.warning("a checkpoint was not removed", artifact=artifact, error=str(error))

@@ -17,6 +17,7 @@ from llmos_trainer import core
 from llmos_trainer.checks import check
 from llmos_trainer.config import TrainerConfig
 from llmos_trainer.runs import Run, Work, work_folder
+from llmos_trainer.sweeping import keep_sweeping
 from llmos_trainer.trainings import train
 
 WORKS: dict[Kind, Work] = {"check": check, "train": train}
@@ -51,6 +52,7 @@ async def serve(context: Context[TrainerConfig]) -> None:
         trainer = Trainer(context, template)
         hearing = [asyncio.create_task(trainer.take(kind)) for kind in WORKS]
         hearing.append(asyncio.create_task(trainer.hear_stops()))
+        hearing.append(asyncio.create_task(keep_sweeping(context, trainer.tasks)))
         context.announce(kinds=[*WORKS, "gang"], load=trainer.load)
         stopping = asyncio.create_task(context.stopping.wait())
         try:
@@ -75,6 +77,10 @@ class Trainer:
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped: dict[str, TaskStopRequested] = {}
+
+    def tasks(self) -> set[str]:
+        """The tasks that run here."""
+        return set(self._runs)
 
     def load(self) -> dict[str, float]:
         """What the heartbeat says: how many tasks run."""

@@ -123,6 +123,7 @@ def _keeper(run: Run) -> Keeper:
         run.context.store,
         run.assigned.task,
         run.assigned.lease,
+        job=run.assigned.job,
         unsealing=run.unsealing,
         sealing=run.sealing,
         kept=kept,

@@ -42,7 +42,7 @@ def keeper_of(bus: Bus, store: ArtifactStore, kept: list[CheckpointPointer], sup
 
     def make(lease: int = 1, store: ArtifactStore = store) -> Keeper:
         return Keeper(
-            bus.bucket("state"), store, "t", lease,
+            bus.bucket("state"), store, "t", lease, job="j",
             unsealing=no_cipher, sealing=no_cipher, kept=note, superseded=superseded.set, log=structlog.get_logger(),
         )  # fmt: skip
 

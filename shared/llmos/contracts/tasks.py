@@ -236,10 +236,14 @@ class GangMeeting(Struct, frozen=True, omit_defaults=True):
 
 
 class CheckpointPointer(Struct, frozen=True, omit_defaults=True):
-    """KV `state`, key `checkpoint.<task>`: the newest complete checkpoint of a task, and the one before it, if any."""
+    """KV `state`, key `checkpoint.<task>`: the newest complete checkpoint of a task, and the one before it, if any.
+
+    Removed with both when the task is done, or some time after its `job` ended.
+    """
 
     task: str
     lease: int
     step: int
     artifact: str
     previous: str = ""
+    job: str = ""
