@@ -140,7 +140,7 @@ def _unfaithful(what: str) -> Rejected:
 def _measure(source: Source, answers: Answer, rows: Sequence[Row], probes: Probes, tell: Tell) -> Measured:
     """Both models on all rows, and on the probes for parity; `company_diff` is what neighbours change of an answer."""
     parity = _compare(source, answers, probes)
-    qualities = source.quality(), source.quality()
+    qualities = source.quality(), source.quality(answers)
     done = 0
     for batch in source.batches(rows):
         tell("evaluating", done / len(rows))

@@ -160,7 +160,7 @@ class Decoder:
         finally:
             self.model.set_attn_implementation(was)
 
-    def quality(self) -> NextTokens:
+    def quality(self, exported: Any = None) -> NextTokens:
         return NextTokens()
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:

@@ -17,7 +17,7 @@ from llmos.media import pixels, samples
 from llmos_exporter.graphs import Feeds, Interface
 from llmos_exporter.measuring import same_label
 from llmos_exporter.orders import ExportOrder
-from llmos_exporter.quality import Classes, Transcripts
+from llmos_exporter.quality import Classes, Texts
 from llmos_exporter.single import Single
 from llmos_exporter.sources import (
     Numbers,
@@ -126,7 +126,7 @@ class Pictures(Single):
         noise = np.random.default_rng(0).integers(0, 256, (2, *self._shape), np.uint8)
         return {"pixels": noise}
 
-    def quality(self) -> Quality:
+    def quality(self, exported: Any = None) -> Quality:
         return Classes()
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:
@@ -240,11 +240,14 @@ class Sounds(Single):
             noise[1, -777:] = mask[1, -777:] = 0
         return {"audio": noise, "audio_mask": mask}
 
-    def quality(self) -> Quality:
-        if self.tokenizer is None:
+    def quality(self, exported: Any = None) -> Quality:
+        if (tokenizer := self.tokenizer) is None:
             return Classes()
-        tokenizer = self.tokenizer
-        return Transcripts(lambda logits: str(tokenizer.decode(logits.argmax(-1).tolist(), skip_special_tokens=False)))
+
+        def read(rows: Sequence[Any], answers: Sequence[Numbers]) -> list[str]:
+            return [str(tokenizer.decode(one.argmax(-1).tolist(), skip_special_tokens=False)) for one in answers]
+
+        return Texts("speech-recognition", read)
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:
         return same_label(wanted, got)

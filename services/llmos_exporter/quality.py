@@ -225,22 +225,44 @@ class NextTokens:
         }
 
 
-class Transcripts:
-    """`wer` and `cer`: the share of words, and of characters, that are wrong, missing or too many (Levenshtein).
+class Texts:
+    """What was written against what is right, by task: `bleu` and `chrf` (0–100, sacrebleu), `rouge1`, `rouge2` and
+    `rougeL` (F1, 0–1, with stemming), or `wer` and `cer`.
 
-    A row's `truth` is its text; `read` makes a text of an answer. Capitals and spaces at the ends do not count.
+    A row's `truth` is the right text; `read` makes texts of rows and answers.
     """
 
-    def __init__(self, read: Callable[[Numbers], str]) -> None:
+    def __init__(self, task: str, read: Callable[[Sequence[Any], Sequence[Numbers]], list[str]]) -> None:
+        self._task = task
         self._read = read
         self._truth: list[str] = []
         self._found: list[str] = []
 
     def add(self, rows: Sequence[Any], answers: Sequence[Numbers]) -> None:
-        self._truth += [row.truth.lower().strip() for row in rows]
-        self._found += [self._read(answer).lower().strip() for answer in answers]
+        self._truth += [row.truth for row in rows]
+        self._found += self._read(rows, answers)
 
     def numbers(self) -> dict[str, float]:
-        import jiwer
+        if self._task == "speech-recognition":
+            return errors(self._truth, self._found)
+        if self._task == "translation":
+            import sacrebleu
 
-        return {"wer": float(jiwer.wer(self._truth, self._found)), "cer": float(jiwer.cer(self._truth, self._found))}
+            bleu = sacrebleu.corpus_bleu(self._found, [self._truth]).score
+            return {"bleu": float(bleu), "chrf": float(sacrebleu.corpus_chrf(self._found, [self._truth]).score)}
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+        scores = [scorer.score(*pair) for pair in zip(self._truth, self._found, strict=True)]
+        return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]}
+
+
+def errors(truth: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+    """`wer` and `cer`: the share of words, and of characters, that are wrong, missing or too many (Levenshtein).
+
+    Capitals and more than one space do not count.
+    """
+    import jiwer
+
+    right, said = ([" ".join(text.lower().split()) for text in texts] for texts in (truth, found))
+    return {"wer": float(jiwer.wer(right, said)), "cer": float(jiwer.cer(right, said))}

@@ -55,8 +55,8 @@ class Source(Protocol):
     def exported(self, files: Files, threads: int) -> Callable[[Sequence[Row]], list[Numbers]]:
         """The answers of graphs."""
 
-    def quality(self) -> Quality:
-        """An empty sum of the task's metrics."""
+    def quality(self, exported: Callable[[Sequence[Row]], list[Numbers]] | None = None) -> Quality:
+        """An empty sum of the task's metrics: of `exported`, or of the model itself."""
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:
         """How far two answers say the same, 0 to 1."""

@@ -1,6 +1,8 @@
 """The table of tasks: how the model of each is opened. A new task is a row here."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 from llmos.errors import Rejected
 from llmos_exporter.orders import ExportOrder
@@ -35,10 +37,18 @@ def _sounds(order: ExportOrder) -> Source:
     return Sounds(order, letters=False)
 
 
+def _seq2seq(order: ExportOrder) -> Source:
+    from llmos_exporter.seq2seq import Seq2Seq
+
+    return Seq2Seq(order)
+
+
 def _speech(order: ExportOrder) -> Source:
+    """Whisper writes; wav2vec2 and its kin give letters."""
     from llmos_exporter.media_tasks import Sounds
 
-    return Sounds(order, letters=True)
+    config = json.loads((Path(order.model) / "config.json").read_bytes())
+    return _seq2seq(order) if config.get("is_encoder_decoder") else Sounds(order, letters=True)
 
 
 TASKS: dict[str, Callable[[ExportOrder], Source]] = {
@@ -47,6 +57,8 @@ TASKS: dict[str, Callable[[ExportOrder], Source]] = {
     "question-answering": _text("QUESTION_ANSWERING"),
     "embeddings": _text("EMBEDDINGS"),
     "text-generation": _decoder,
+    "translation": _seq2seq,
+    "summarisation": _seq2seq,
     "image-classification": _pictures,
     "audio-classification": _sounds,
     "speech-recognition": _speech,

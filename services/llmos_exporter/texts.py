@@ -113,7 +113,7 @@ class Encoder(Single):
         """The graph's output, float32."""
         return self.kind.head(self, given).float()
 
-    def quality(self) -> Quality:
+    def quality(self, exported: Any = None) -> Quality:
         return self.kind.quality(self)
 
     def agreement(self, wanted: Numbers, got: Numbers) -> float:

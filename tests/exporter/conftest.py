@@ -185,6 +185,63 @@ def exported(tmp_path: Path) -> Callable[..., Exported]:
     return do
 
 
+def make_writer(architecture: str, folder: Path) -> Path:
+    """A random encoder-decoder of two layers, with a tokenizer of words that ends each source."""
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    ids: dict[str, Any] = {"vocab_size": 72, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    wide: dict[str, Any] = ids | {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "init_std": 0.3,
+        "forced_eos_token_id": 1,
+    }  # fmt: skip
+    heard: dict[str, Any] = wide | {
+        "num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": 40, "bos_token_id": 1,
+        "decoder_start_token_id": 2,
+    }  # fmt: skip
+    makers: dict[str, Callable[[], Any]] = {
+        "t5": lambda: t.T5ForConditionalGeneration(
+            t.T5Config(**ids, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, initializer_factor=1.0)
+        ),
+        "marian": lambda: t.MarianMTModel(t.MarianConfig(**wide, max_position_embeddings=64)),
+        "bart": lambda: t.BartForConditionalGeneration(
+            t.BartConfig(**wide, max_position_embeddings=64, bos_token_id=2, forced_bos_token_id=2)
+        ),
+        "whisper": lambda: t.WhisperForConditionalGeneration(t.WhisperConfig(**heard)),
+    }
+    model = makers[architecture]().eval()
+    settings: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "max_new_tokens": 12}
+    if architecture == "whisper":
+        settings |= {
+            "decoder_start_token_id": 2, "no_timestamps_token_id": 7, "is_multilingual": True,
+            "lang_to_id": {"<|en|>": 3, "<|de|>": 4}, "task_to_id": {"transcribe": 5, "translate": 6},
+            "suppress_tokens": [8, 9], "begin_suppress_tokens": [1],
+        }  # fmt: skip
+        t.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
+    if architecture == "bart":
+        settings |= {"forced_bos_token_id": 2}
+    model.generation_config = t.GenerationConfig(**settings)
+    model.save_pretrained(folder)
+    words = ["<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(3, 72))]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random encoder-decoder by its architecture, made once."""
+    root = tmp_path_factory.mktemp("writers")
+    return lambda architecture: (
+        root / architecture if (root / architecture).exists() else make_writer(architecture, root / architecture)
+    )
+
+
 def make_media(architecture: str, folder: Path) -> Path:
     """A random model of pictures or sounds with its preprocessor's settings."""
     import torch
