@@ -38,7 +38,8 @@ def _find(state: State, event: TaskFact) -> Task | None:
     job = state.jobs.get(event.job)
     if job is None:
         return None
-    return next((task for task in job.tasks.values() if task.id == event.task), None)
+    task = job.tasks.get(event.task[len(event.job) + 1 :])  # type: ignore[call-overload]  # `<job>-<kind>`
+    return task if task is not None and task.id == event.task else None
 
 
 def _held(state: State, event: TaskFact) -> Task | None:
@@ -83,9 +84,10 @@ def on_preempting(state: State, event: TaskPreempting, at: float, id: str) -> No
 def wait(state: State, job: Job, task: Task, at: float) -> None:
     """The task waits for a node from now on."""
     task.state, task.waiting_since, task.not_before = "waiting", at, at
-    given = job.spec.duration if task.kind == "train" else None
-    rows = job.tasks["check"].metrics.get(ROWS, 0.0)
-    task.expected = given if given is not None else state.durations.expect(job.spec, task.kind, rows)
+    if task.kind == "train":
+        task.expected = job.spec.duration
+        if task.expected is None:
+            task.expected = state.durations.expect(job.spec, "train", job.tasks["check"].metrics.get(ROWS, 0.0))
 
 
 def end_lease(state: State, job: Job, task: Task, at: float) -> None:
@@ -145,7 +147,8 @@ def on_succeeded(state: State, event: TaskSucceeded, at: float, id: str) -> None
         return
     task.outputs, task.metrics, task.problem = dict(event.outputs), dict(event.metrics), None
     job = state.jobs[task.job]
-    state.durations.learn(job.spec, task.kind, task.ran, job.tasks["check"].metrics.get(ROWS, 0.0))
+    if task.kind == "train":
+        state.durations.learn(job.spec, "train", task.ran, job.tasks["check"].metrics.get(ROWS, 0.0))
     following = job.current
     if following is not None:
         wait(state, job, following, at)
