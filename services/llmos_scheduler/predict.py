@@ -51,7 +51,8 @@ class Durations:
         for key in _keys(spec, kind):
             runs = self.runs.get(key, ())
             if len(runs) >= FEWEST:
-                return quantile([_scaled(run, spec, rows) for run in runs], QUANTILE)
+                epochs, wanted, data = _epochs(spec), _rows(spec, rows), spec.data.train
+                return quantile([_scaled(run, epochs, wanted, data) for run in runs], QUANTILE)
         return None
 
 
@@ -81,11 +82,10 @@ def _rows(spec: JobSpec, rows: float) -> float:
     return _epochs(spec) * rows or float((spec.train.steps or 0) * spec.train.batch_size)
 
 
-def _scaled(run: Run, spec: JobSpec, rows: float) -> float:
-    """What the run says of a job like `spec`."""
-    epochs, wanted = _epochs(spec), _rows(spec, rows)
-    if wanted and run.rows:
-        return run.seconds * wanted / run.rows
-    if epochs and run.epochs and run.data == spec.data.train:
+def _scaled(run: Run, epochs: float, rows: float, data: str) -> float:
+    """What the run says of a job that goes so many epochs over this data, over so many rows in all."""
+    if rows and run.rows:
+        return run.seconds * rows / run.rows
+    if epochs and run.epochs and run.data == data:
         return run.seconds * epochs / run.epochs
     return run.seconds

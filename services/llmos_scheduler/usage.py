@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from llmos_scheduler.cluster import Shape
 
+_LN2 = log(2)
 DAY = 24 * 3_600_000
 Amounts: TypeAlias = tuple[int, int, int]  # milli-GPU, thousandths of a cpu, memory
 
@@ -50,5 +51,5 @@ class Usage:
         return {name: self._faded(self.uses[name], now) for name in sorted(self.uses)}
 
     def _faded(self, use: Use, now: int) -> list[float]:
-        kept = exp(-log(2) / self.half_life * max(0, now - use.at))
+        kept = exp(-_LN2 / self.half_life * max(0, now - use.at))
         return [past * kept + held * (1 - kept) for past, held in zip(use.average, use.held, strict=True)]

@@ -1,6 +1,7 @@
 """Amounts of bytes as people write them: `2GiB` in a spec or a setting, and back again for messages."""
 
 import re
+from functools import lru_cache
 
 from llmos.errors import Fatal, Rejected
 
@@ -14,6 +15,7 @@ _UNITS = {
 _QUANTITY = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})\s*", re.ASCII)
 
 
+@lru_cache(4096)  # a scheduler reads the same amounts again and again
 def parse_bytes(value: int | str) -> int:
     """Bytes of `2147483648`, `2GiB`, `2Gi`, `2G` (all binary) or `2GB` (decimal). Raises `Rejected`."""
     if isinstance(value, int):

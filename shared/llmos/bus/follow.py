@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +18,11 @@ from llmos.ids import new_id
 
 BATCH = 512
 _NANO = 1_000_000_000
+
+
+@cache
+def _decode(kind: type[Struct]) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(kind).decode
 
 
 class Heard:
@@ -48,7 +55,8 @@ class Heard:
         if kind is None:
             return None
         try:
-            return msgspec.json.decode(self.data, type=kind)
+            event: Struct = _decode(kind)(self.data)
+            return event
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 

@@ -200,7 +200,7 @@ REPLIES: tuple[Row, ...] = (
 )
 
 _EVENT_BY_TYPE = {row.type: row for row in EVENTS}
-_EVENT_BY_CE_TYPE = {row.ce_type: row for row in EVENTS}
+_EVENT_BY_FACT = {(noun, fact): row.type for row in EVENTS for noun, fact in [row.pattern.split(".")[2:4]]}
 
 
 def event_row(event: Struct | type[Struct]) -> Row:
@@ -218,10 +218,9 @@ def event_subject(event: Struct) -> str:
 def event_type(subject: str) -> type[Struct] | None:
     """The class of what travels on an event subject; `None` for a fact that this version does not know."""
     parts = subject.split(".")
-    if len(parts) != 6 or parts[:2] != ["llmos", "evt"]:
+    if len(parts) != 6 or parts[0] != "llmos" or parts[1] != "evt":
         return None
-    row = _EVENT_BY_CE_TYPE.get(f"llmos.{parts[2]}.{parts[3]}.v1")
-    return row.type if row else None
+    return _EVENT_BY_FACT.get((parts[2], parts[3]))
 
 
 def event_filter(kind: type[Struct], *, tenant: str = "*", id: str = "*") -> str:
