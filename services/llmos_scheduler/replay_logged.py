@@ -3,12 +3,14 @@
 What is replayed are GPUs; a system without any is replayed in cpus. A share of a GPU counts as a whole one.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 
 from llmos.contracts.jobs import ResourceRequest
+from llmos.contracts.queues import QueueSettings
 from llmos.errors import Rejected
+from llmos.queuespecs import guaranteed
 from llmos_scheduler.cluster import Device, Machine
 from llmos_scheduler.logged import Log, LoggedJob
 from llmos_scheduler.queues import Queue
@@ -43,7 +45,7 @@ def trace_of(log: Log) -> LoggedTrace:
     return LoggedTrace(
         nodes={name: Machine(0, 0, (Device(""),) * count) for name, count in nodes if count},
         arrivals=list(arrivals.values()),
-        queues=tuple(Queue(queue.name, queue.policy, queue.weight, queue.quota, queue.limit) for queue in log.queues),
+        queues=tuple(_queue(queue, unit) for queue in log.queues),
         events=sorted(
             (event for job in jobs for event in _events(job, arrivals[job.id], log)),
             key=lambda event: (event.time, event.kind == "start"),
@@ -51,6 +53,21 @@ def trace_of(log: Log) -> LoggedTrace:
         guessed=frozenset(job.id for job in jobs if job.guessed),
         unit=unit,
     )
+
+
+def _queue(queue: QueueSettings, unit: str) -> Queue:
+    """As it was set; quota and limit are GPUs, and mean nothing to a system without any."""
+    if unit != "GPUs":
+        return Queue(queue.name, queue.policy, queue.weight)
+    return Queue(queue.name, queue.policy, queue.weight, queue.quota, queue.limit)
+
+
+def fitted(queues: Sequence[Queue], gpus: int) -> tuple[Queue, ...]:
+    """Queues whose quotas so many GPUs can keep: cut alike where they add up to more."""
+    sure = guaranteed([QueueSettings(queue.name, quota=queue.quota) for queue in queues])
+    if sure <= gpus:
+        return tuple(queues)
+    return tuple(queue if queue.quota is None else replace(queue, quota=queue.quota * gpus // sure) for queue in queues)
 
 
 def _amount(job: LoggedJob, unit: str) -> int:

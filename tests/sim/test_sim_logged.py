@@ -11,7 +11,8 @@ from msgspec import Struct
 from llmos.contracts import jobs, nodes, queues, subjects, tasks
 from llmos.errors import Problem, Rejected
 from llmos_scheduler.logged import Log, fold, read_lines
-from llmos_scheduler.replay_logged import trace_of
+from llmos_scheduler.queues import Queue
+from llmos_scheduler.replay_logged import fitted, trace_of
 from llmos_scheduler.replay_summary import Tally
 from llmos_scheduler.simulate import main
 
@@ -183,6 +184,17 @@ def test_a_history_is_replayed_beside_what_really_happened(tmp_path: Path, capsy
     assert main(["replay", "--from-log", str(file), "--nodes", "2x2", "--policy", "fifo"]) == 0
     out = capsys.readouterr().out
     assert "15 events, 3 jobs on 1 node; 1 had not ended: they load the cluster, and are not counted." in out
+
+
+def test_quotas_that_other_nodes_can_not_keep_are_cut_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "events.jsonl"
+    settings = queues.QueuesChanged([queues.QueueSettings("a", quota=6), queues.QueueSettings("default", quota=2)])
+    facts = sorted([*shared_history(), (105.0, settings)], key=lambda fact: fact[0])
+    file.write_bytes(b"".join(line(at, event) for at, event in facts))
+    assert main(["replay", "--from-log", str(file)]) == 0
+    assert "so all were cut alike" in capsys.readouterr().out
+    assert [queue.quota for queue in fitted([Queue("a", quota=6), Queue("b", quota=2), Queue("c")], 4)] == [3, 1, None]
+    assert fitted([Queue("a", quota=6)], 6) == (Queue("a", quota=6),)
 
 
 def test_a_history_without_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,27 @@ async def test_the_python_program_follows_its_job_to_deployed(
     assert [line.split()[0] for line in out.decode().splitlines()] == ["admitted", "deployed"]
 
 
+async def test_the_commands_of_a_shared_cluster_work_as_they_stand_there(
+    outsider: Outsider, stack: local.StackInfo, tmp_path: Path
+) -> None:
+    (tmp_path / "queues.yaml").write_text(block("yaml"))
+    (tmp_path / "job.yaml").write_text(json.dumps(outsider.spec(deploy=None)))
+    await outsider.history(await outsider.submit(outsider.spec(deploy=None)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in block("console").splitlines():
+        process = await asyncio.create_subprocess_shell(
+            line.removeprefix("$ "),
+            cwd=tmp_path,
+            env=os.environ | {"LLMOS_DATA_DIR": stack.data_dir, "PATH": path},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(120):
+            out, err = await process.communicate()
+        assert process.returncode == 0, (line, out.decode(), err.decode())
+    assert "<svg" in (tmp_path / "what-if.html").read_text()
+
+
 def test_the_example_spec_is_valid() -> None:
     from llmos.specs import check_spec
 
