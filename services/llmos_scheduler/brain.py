@@ -61,6 +61,7 @@ class Brain:
         # What the planner knows, by owner and work.
         self._told: dict[str, dict[str, tuple[bool, tuple[object, ...], int]]] = {}
         self._deploying: dict[str, dict[str, None]] = {}  # jobs at their deployment, by its name
+        self._queues: list[QueueSettings] = []
         self._reserved: dict[str, ReservationMade] = {}
         self._plan_at = 0
         self._touched = Journal(dict(state.alive), dict.fromkeys(state.nodes), dict.fromkeys(state.deployments), True)
@@ -147,7 +148,9 @@ class Brain:
 
     def _settings(self) -> None:
         state, self._plan_at = self.state, 0
-        self.planner.set_queues(_queue(settings) for settings in state.queues)
+        if self._queues != state.queues:  # the planner goes over everything that waits
+            self._queues = list(state.queues)
+            self.planner.set_queues(_queue(settings) for settings in state.queues)
         for name, made in state.reservations.items():
             if self._reserved.get(name) is not made:
                 self.planner.reserve(_reservation(made))
