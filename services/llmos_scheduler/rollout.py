@@ -170,6 +170,9 @@ def _granted(state: State, wish: Wish, found: Mapping[str, list[str]]) -> Deploy
     away = {node: gpus for node, gpus in known.change.leases.items() if node not in wish.leases} if known else {}
     every = {**wish.leases, **found, **(away if same else {})}
     leases = {node: list(every[node]) for node in list(every)[: wish.replicas]}
+    if known is not None and (known.change.job, known.change.version) == (wish.job, wish.version):
+        generation = known.change.generation + 1
+        return msgspec.structs.replace(known.change, generation=generation, nodes=list(leases), leases=leases)
     return DeploymentChanged(
         wish.name, wish.tenant, known.change.generation + 1 if known else 1, wish.job, wish.version, list(leases),
         wish.resources, leases, wish.spread, wish.replicas, wish.queue, wish.priority,

@@ -147,3 +147,19 @@ def test_a_rollout_without_room_says_what_it_waits_for(world: Any) -> None:
     world.settle()
     waits = obstacle(world.state, world.state.jobs["j"])
     assert waits == "0 of 1 replicas of j are ready: 1 wait for a node with 1 cpus, 1GiB, 4 GPUs free"
+
+
+def test_a_replica_that_moves_keeps_its_canary(world: Any) -> None:
+    import msgspec
+
+    for name in "ab":
+        world.node(name, cpus=8, memory=16 * GIB, gpus=1)
+    world.submit("j", deploy=1, replica=ONE)
+    world.run("j")
+    (change,) = world.said(DeploymentChanged)
+    world.say(msgspec.structs.replace(change, generation=2, canary=change.version, weight=20, by="me"))
+    world.ready("a", "j")
+    world.say(NodeCordoned("a", drain=True))
+    world.settle()
+    moved = world.said(DeploymentChanged)[-1]
+    assert (moved.leases, moved.weight, moved.canary) == ({"b": ["b-gpu0"]}, 20, change.version)
