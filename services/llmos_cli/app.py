@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infer": ("infer:infer", "Ask a deployed model."),
     "chat": ("chat:chat", "Talk with a deployed model that generates text."),
     "bench": ("bench:bench", "Measure how fast a deployed model answers."),
+    "edge": ("edge:app", "Join a box with a nats-server of its own to the hub."),
     "simulate": ("simulate:app", "Try placement policies on a trace of nodes and tasks."),
     "audit": ("audit:app", "Verify, show and prove the audit log."),
     "dead": ("dead:app", "List, show and replay messages that no service could handle."),

@@ -26,12 +26,16 @@ def find_server() -> str:
 
 
 class NatsServer:
-    """One nats-server process on loopback with JetStream under `store`; keeps its port over a restart."""
+    """One nats-server process on loopback with JetStream under `store`; keeps its port over a restart.
 
-    def __init__(self, store: Path, *, port: int = -1, log: Path | None = None) -> None:
+    `config` is a file of further settings.
+    """
+
+    def __init__(self, store: Path, *, port: int = -1, log: Path | None = None, config: Path | None = None) -> None:
         self.store = store
         self.port = port
         self._log = log
+        self._config = config
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -53,6 +57,7 @@ class NatsServer:
         self._process = await asyncio.create_subprocess_exec(
             find_server(), "-js", "-sd", str(self.store), "-a", "127.0.0.1", "-p", str(self.port),
             "--ports_file_dir", str(ports), "-l", str(log),
+            *(("-c", str(self._config)) if self._config else ()),
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         deadline = asyncio.get_running_loop().time() + READY_WITHIN_S

@@ -260,6 +260,12 @@ class Stand:
 
 
 @pytest.fixture
+def make_stand(tmp_path: Path) -> Callable[[str, Bus], Stand]:
+    """A stand for an inferencer on one server, with a voice on another."""
+    return lambda nats_url, bus: Stand(tmp_path, nats_url, bus)
+
+
+@pytest.fixture
 async def stand(tmp_path: Path, nats_url: str, bus: Bus) -> AsyncIterator[Stand]:
     stand = Stand(tmp_path, nats_url, bus)
     yield stand
