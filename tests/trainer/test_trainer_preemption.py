@@ -100,7 +100,7 @@ async def test_trainers_killed_at_random_while_they_save_lose_little_and_change_
 ) -> None:
     """Real processes, a new node each time: preempted, and killed -9 within the time in which it saves."""
     config, task = stack.config, "hunted"
-    for lease in range(1, 4):
+    for lease in range(1, 3):
         node = f"p{lease}"
         env = os.environ | {
             "LLMOS_NATS_URL": config.nats_url, "LLMOS_NODE": node, "LLMOS_DATA_DIR": str(config.data_dir),
