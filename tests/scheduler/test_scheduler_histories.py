@@ -1,8 +1,12 @@
 """Random histories: whatever workers, nodes, users and crashes do, the scheduler keeps its promises."""
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -427,3 +431,18 @@ def test_random_histories_keep_the_promises(make_world: Any) -> None:
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+def test_the_same_history_gives_the_same_decisions_to_the_byte_in_every_process() -> None:
+    program = Path(__file__).parents[1] / "sim" / "random_histories.py"
+    said = {
+        subprocess.run(
+            [sys.executable, str(program), "12", "0", "digest"],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
