@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,10 @@ from llmos_scheduler.brain import VACATING_S, Brain
 from llmos_scheduler.core import decide
 from llmos_scheduler.effects import Emit
 from llmos_scheduler.placement import rooms, waiting_tasks
+from llmos_scheduler.records import State
 from llmos_scheduler.resources import Request
+from llmos_scheduler.snapshots import decode, encode
+from llmos_scheduler.state import apply
 
 GIB = 1 << 30
 NODES = {"a": (2, 4, 0), "b": (4, 8, 2), "c": (16, 64, 1)}  # cpus, GiB of memory, GPUs
@@ -446,3 +450,24 @@ def test_the_same_history_gives_the_same_decisions_to_the_byte_in_every_process(
         for seed in ("1", "2")
     }
     assert len(said) == 1
+
+
+def test_a_snapshot_anywhere_in_a_history_and_its_tail_are_the_whole_fold_to_the_byte(make_world: Any) -> None:
+    for seed in range(30):
+        world = make_world()
+        play(world, random.Random(seed).randrange, length=60)
+        log = [(as_heard(event), at, id) for event, at, id in world.log]
+        cut = random.Random(seed).randrange(len(log))
+        tail = decode(encode(fold(State(), log[:cut])))
+        assert encode(fold(tail, log[cut:])) == encode(fold(State(), log))
+
+
+def as_heard(event: Any) -> Any:
+    """The event as it comes off the wire."""
+    return msgspec.json.decode(msgspec.json.encode(event), type=type(event))
+
+
+def fold(state: State, log: list[Any]) -> State:
+    for event, at, id in log:
+        state = apply(state, event, at, id)
+    return state
