@@ -1,9 +1,14 @@
 """The device that a child trains on: set up so that runs repeat to the byte, and kept within what was leased."""
 
+import time
+
 import torch
 
 from llmos.errors import LlmosError
 from llmos_trainer.orders import TrainOrder
+
+SETTLE_S = 5.0
+_POLL_S = 0.05
 
 
 def prepare(order: TrainOrder) -> torch.device:
@@ -29,6 +34,24 @@ def prepare(order: TrainOrder) -> torch.device:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(memory_share(order.gpu_milli, order.gpu_memory, total), device)
     return device
+
+
+def settles(device: torch.device, within: float = SETTLE_S) -> bool:
+    """Whether all that was begun on the device is done, or is within so many seconds: a GPU may wait for ever for the
+    sum of a member that is gone, and reading from it would, too.
+    """
+    if device.type != "cuda":
+        return True
+    deadline = time.monotonic() + within
+    try:
+        stream = torch.cuda.current_stream(device)
+        while not stream.query():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+    except RuntimeError:
+        return False  # the network's failure became the device's
+    return True
 
 
 def memory_share(milli: int, memory: int, total: int) -> float:

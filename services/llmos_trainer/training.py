@@ -86,7 +86,7 @@ class Training:
                 self._save_now()
             self._reporter.send(Stopped(self._position.step))
         except GangBroken:
-            if self._device.type == "cpu":  # a GPU may wait for ever for the sum of a member that is gone
+            if device.settles(self._device):
                 self._save_now()
             raise
 

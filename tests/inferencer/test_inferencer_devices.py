@@ -75,6 +75,7 @@ def test_a_share_bounds_the_arena_of_the_session(monkeypatch: pytest.MonkeyPatch
     assert runtime.providers("cpu", 1 << 30) == ["CPUExecutionProvider"]
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA")
 def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
     artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -110,3 +111,12 @@ async def test_a_replica_on_a_gpu_that_is_not_there_fails_for_good_and_what_serv
         assert not failed.retryable
         assert (await stand.ask("good")).problem is None
         await stand.ready(await stand.deploy(version))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="this onnxruntime has no CUDA")
+def test_a_session_is_opened_on_the_gpu_that_is_there(artifact: Callable[..., Path]) -> None:
+    path = artifact() / "model.onnx"
+    here, there = (runtime.open_session(path, Means(1, at, gpu_memory=1 << 30)) for at in ("cuda:0", "cpu"))
+    assert here.get_providers()[0] == "CUDAExecutionProvider"
+    assert [output.name for output in here.get_outputs()] == [output.name for output in there.get_outputs()]

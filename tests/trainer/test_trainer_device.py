@@ -7,7 +7,7 @@ import torch
 
 from llmos.contracts.jobs import DataSource, JobSpec, ModelSource, TrainSettings
 from llmos.contracts.tasks import TaskAssigned
-from llmos_trainer.device import memory_share, prepare
+from llmos_trainer.device import memory_share, prepare, settles
 from llmos_trainer.gangs import in_gang, processes
 from llmos_trainer.orders import TrainOrder
 from llmos_trainer.trainings import environment
@@ -49,3 +49,28 @@ def test_a_child_on_a_gpu_takes_no_more_than_its_share(monkeypatch: pytest.Monke
     device = prepare(order)
     assert device == torch.device("cuda", 1)
     assert done == [device, (0.1, device)]
+
+
+class Stream:
+    """A device's queue of work that is done after so many looks, or fails."""
+
+    def __init__(self, looks: int, *, fails: bool = False) -> None:
+        self.looks = looks
+        self.fails = fails
+
+    def query(self) -> bool:
+        if self.fails:
+            raise RuntimeError("NCCL communicator was aborted")
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize(
+    ("stream", "saved"), [(Stream(0), True), (Stream(2), True), (Stream(10**9), False), (Stream(0, fails=True), False)]
+)
+def test_a_device_that_waits_for_a_lost_member_is_not_read_from(
+    stream: Stream, saved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    assert settles(torch.device("cuda", 0), within=0.3) is saved
+    assert settles(torch.device("cpu"))

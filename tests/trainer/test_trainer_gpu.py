@@ -11,9 +11,19 @@ import torch
 
 from llmos.contracts.jobs import DataSource, JobSpec, ModelSource, TrainSettings
 from llmos.contracts.tasks import TaskAssigned
-from llmos.forking import Template
+from llmos.forking import Child, Template
 from llmos_trainer.datasets import write_dataset
-from llmos_trainer.orders import DRAIN, Failed, Finished, Progressed, Snapshotted, TrainOrder, decode_report
+from llmos_trainer.orders import (
+    DRAIN,
+    Failed,
+    Finished,
+    GangOrder,
+    Listening,
+    Progressed,
+    Snapshotted,
+    TrainOrder,
+    decode_report,
+)
 from llmos_trainer.rows import Row
 from llmos_trainer.service import PRELOAD, TEMPLATE_ENV
 from llmos_trainer.splits import SPLITS
@@ -83,3 +93,45 @@ async def test_a_run_that_needs_more_than_its_share_of_a_gpu_is_told_so(
     last = [decode_report(message) async for message in child][-1]
     assert isinstance(last, Failed)
     assert (last.problem.code, last.retryable) == ("out_of_memory", False)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+async def test_a_gang_on_two_gpus_is_resumed_to_the_same_bytes(
+    template: Template, tiny_model: Path, rows_of: Any, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=20, batch_size=8, learning_rate=1e-3, max_length=32)
+    spec = JobSpec("gpu", ModelSource("file:///m"), DataSource("file:///d"), train=settings)
+    env = environment(TaskAssigned("t", "j", "default", "train", 1, 1, spec, devices=["0", "1"]))
+    write_dataset(tmp_path / "data", {name: [Row(1, **row) for row in rows_of(96)] for name in SPLITS})
+
+    async def train(work: str, *, every: float = 1e9, resume: str = "") -> list[Any]:
+        """The reports of the first process."""
+        children: list[Child] = []
+        port, reports = 0, list[Any]()
+        for rank in range(2):
+            order = TrainOrder(
+                task="t", recipe="r", dataset=str(tmp_path / "data"), base=str(tiny_model),
+                work=str(tmp_path / work / str(rank)), settings=settings, device=f"cuda:{rank}",
+                checkpoint_every_s=every, resume=resume, gang=GangOrder(rank, 2, "127.0.0.1", "x", port),
+            )  # fmt: skip
+            child = await template.fork("llmos_trainer.training:run", msgspec.json.encode(order), env=env)
+            children.append(child)
+            async for message in child:
+                report = decode_report(message)
+                if rank == 0:
+                    reports.append(report)
+                if isinstance(report, Listening):
+                    port = report.port
+                    break
+        reports += [decode_report(message) async for message in children[0]]
+        assert all([(await child.wait()).ok for child in children])
+        return reports
+
+    def digest(reports: list[Any]) -> str:
+        assert isinstance(reports[-1], Finished), reports[-1]
+        return hashlib.sha256((Path(reports[-1].trees["model"]) / "model.safetensors").read_bytes()).hexdigest()
+
+    reports = await train("undisturbed", every=0.05)
+    taken = [report for report in reports if isinstance(report, Snapshotted)]
+    assert digest(await train("again")) == digest(reports)
+    assert digest(await train("resumed", resume=taken[0].path)) == digest(reports)
