@@ -32,13 +32,14 @@ from llmos.contracts.jobs import (
     JobSucceeded,
 )
 from llmos.contracts.models import ModelExported, ModelVersion
-from llmos.contracts.nodes import Heartbeat, Inventory, NodeInventoried, NodesRequested, WorkerLost
+from llmos.contracts.nodes import Heartbeat, Inventory, NodeInventoried, NodesRequested, WorkerJoined, WorkerLost
 from llmos.contracts.queues import QueueSettings
 from llmos.contracts.tasks import (
     TaskAssigned,
     TaskCancelled,
     TaskLost,
     TaskPlaced,
+    TaskPreempting,
     TaskStarted,
     TaskStopRequested,
     TaskSucceeded,
@@ -70,6 +71,7 @@ class Node:
         self.assigned: list[TaskAssigned] = []
         self.traces: list[str] = []
         self.stopped: dict[tuple[str, int], asyncio.Event] = {}
+        self.saves: set[tuple[str, int]] = set()
         self._hands: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -117,6 +119,8 @@ class Node:
     async def _obey(self) -> None:
         async for heard in self.bus.follow("CONTROL"):
             stop = msgspec.json.decode(heard.data, type=TaskStopRequested)
+            if stop.checkpoint:
+                self.saves.add((stop.task, stop.lease))
             self.stopped.setdefault((stop.task, stop.lease), asyncio.Event()).set()
 
     async def _serve(self) -> None:
@@ -290,6 +294,43 @@ async def test_a_running_job_is_cancelled_by_a_call(
         again = await bus.call("scheduler", "cancel", CancelRequested(job, "somebody"))
     assert again.state == "cancelled"
     assert len(history.said(TaskCancelled, job=job)) == 1
+
+
+async def test_a_drained_node_gives_its_training_back_and_another_goes_on_with_it(
+    config: SchedulerConfig, bus: Bus, worker_bus: Bus, history: History
+) -> None:
+    first, second = Node(worker_bus, hold="train"), Node(worker_bus, "b")
+    async with running("scheduler", config, serve), playing(first):
+        job = await submit(bus, retry={"max_attempts": 1})
+        started = await history.hears(TaskStarted, job=job, kind="train")
+        async with playing(second):
+            await history.hears(WorkerJoined, node="b")
+            await Client(bus).cordon("a", drain=True)
+            asked = await history.hears(TaskPreempting, job=job)
+            await history.hears(TaskPlaced, job=job, kind="train", node="b")
+            await history.hears(JobSucceeded, job=job)
+    assert (asked.lease, asked.reason) == (started.lease, "a is drained")
+    assert first.saves == {(started.task, started.lease)}
+    assert [event.attempt for event in history.said(TaskPlaced, job=job, kind="train")] == [1, 1]
+
+
+async def test_a_replica_that_leases_its_hardware_takes_it_from_training(
+    config: SchedulerConfig, bus: Bus, worker_bus: Bus, history: History
+) -> None:
+    node = Node(worker_bus, hold="train")
+    async with running("scheduler", config, serve), playing(node):
+        training = await submit(bus, resources={"cpus": 3.5, "memory": "1GiB"})
+        await history.hears(TaskStarted, job=training, kind="train")
+        served = await submit(
+            bus,
+            train={"method": "none"},
+            resources={"cpus": 0.1, "memory": "1MiB"},
+            deploy={"name": "mood", "resources": {"cpus": 2, "memory": "1GiB"}},
+        )
+        asked = await history.hears(TaskPreempting, job=training)
+        deployed = await history.hears(JobDeployed, job=served)
+    assert asked.reason.endswith("serves requests")
+    assert deployed.nodes == ["a"]
 
 
 async def test_the_scheduler_answers_what_it_is_asked(
