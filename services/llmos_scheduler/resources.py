@@ -11,6 +11,7 @@ from llmos.sizes import format_bytes, parse_bytes
 from llmos_scheduler.cluster import WHOLE, Shape
 from llmos_scheduler.usage import Amounts
 
+MOST_REPLICAS = 1024  # of one deployment
 GANG = "gang"  # a kind that a trainer takes which can be a member of one
 TAKES = "llmos/takes-"  # a machine carries this label for each kind of work that its living workers take
 

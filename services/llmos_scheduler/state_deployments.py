@@ -3,7 +3,8 @@
 from llmos.contracts.deployments import DeploymentChanged, ReplicaFailed, ReplicaReady, ReplicaUnloaded
 from llmos.contracts.models import ModelExported
 from llmos_scheduler.records import Deployment, Replica, State, Vacating
-from llmos_scheduler.resources import request_of
+from llmos_scheduler.resources import MOST_REPLICAS, request_of
+from llmos_scheduler.serving import serves
 
 
 def on_exported(state: State, event: ModelExported, at: float, id: str) -> None:
@@ -56,10 +57,26 @@ def _lease(state: State, known: Deployment, event: DeploymentChanged, at: float)
             known.vacating.pop(node, None)
             state.usage.change(event.queue, request.amounts, now)
     known.request = request
-    place = len(event.leases)  # replicas from this one on are still without a node
-    for key in [key for key in state.rooms if key.startswith(f"deployment/{known.name}/")]:
-        if int(key.rpartition("/")[2]) < place or not request:
-            del state.rooms[key]
+    _pass_rooms_on(state, event)
+
+
+def _pass_rooms_on(state: State, event: DeploymentChanged) -> None:
+    """Replicas without a node are numbered from the count of the others: who was asked to make room for one that has a
+    node now does so for the next one that has none."""
+    whose = f"deployment/{event.deployment}/"
+    place = sum(serves(state, node) for node in event.leases) if event.resources is not None else MOST_REPLICAS
+    stale = [key for key in state.rooms if key.startswith(whose) and int(key[len(whose) :]) < place]
+    nodes = [node for key in stale for node in state.rooms.pop(key) if node not in event.leases]
+    if not nodes or place >= event.replicas:
+        return
+    following = f"{whose}{place}"
+    state.rooms[following] = list(dict.fromkeys([*state.rooms.get(following, ()), *nodes]))
+    for id in state.leased:
+        task = state.jobs[id].current
+        if task is not None and task.gives_way in stale:
+            task.gives_way = following
+            if state.journal is not None:
+                state.journal.jobs[id] = None
 
 
 def _replica(state: State, event: ReplicaReady | ReplicaFailed) -> tuple[Deployment, Replica] | tuple[None, None]:

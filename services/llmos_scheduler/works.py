@@ -4,11 +4,9 @@ from collections.abc import Iterator
 
 from llmos_scheduler.lifecycle import preemptible
 from llmos_scheduler.records import Deployment, Job, State, Task
-from llmos_scheduler.resources import GANG, Request
+from llmos_scheduler.resources import GANG, MOST_REPLICAS, Request
 from llmos_scheduler.rollout import Wish
 from llmos_scheduler.work import Work
-
-MOST_REPLICAS = 1024  # numbers of works a job: its task, and its replicas
 
 
 def milliseconds(seconds: float) -> int:

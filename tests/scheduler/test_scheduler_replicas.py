@@ -163,3 +163,25 @@ def test_a_replica_that_moves_keeps_its_canary(world: Any) -> None:
     world.settle()
     moved = world.said(DeploymentChanged)[-1]
     assert (moved.leases, moved.weight, moved.canary) == ({"b": ["b-gpu0"]}, 20, change.version)
+
+
+def test_two_replicas_push_two_trainings_aside_and_no_third_whichever_stops_first(make_world: Any) -> None:
+    for first, second in ((0, 1), (1, 0)):
+        world = make_world(compare=True)
+        keys = []
+        for name in "abc":
+            world.node(name, cpus=8, memory=16 * GIB, gpus=1)
+            world.submit(f"t{name}", gpus=1)
+            world.check(f"t{name}").settle()
+            keys += world.queue
+            world.start(keys[-1])
+        world.submit("j", deploy=2, replica=ONE, method="none")
+        world.run("j", until="deploying")
+        world.settle()
+        asked = world.said(TaskPreempting)
+        assert [event.by for event in asked] == ["deployment/j/0", "deployment/j/1"]
+        for number in (first, second):
+            world.obey(next(key for key in keys if key[0] == asked[number].task))
+            world.settle()
+        assert len(world.said(TaskPreempting)) == 2
+        assert sorted(world.said(DeploymentChanged)[-1].leases) == sorted(event.node for event in asked)
