@@ -10,18 +10,21 @@ submission. The jobs that wait have passed their check and ask for more cpus tha
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from contextlib import aclosing
 from pathlib import Path
 
 import uvloop
-from noop_cluster import SchedulerProcess, cluster, cpu_s, submit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llmos.bus import Bus
 from llmos.contracts.jobs import JobSucceeded
 from llmos.contracts.subjects import event_filter
 from llmos.contracts.tasks import TaskSucceeded
+from noop_cluster import SchedulerProcess, cluster, cpu_s, submit
 
 
 async def ended(bus: Bus, kind: type, start: int, count: int, prefix: str = "") -> None:

@@ -1,6 +1,6 @@
-"""A real nats-server, scheduler processes and no-op workers, for benches of the scheduler.
+"""A real nats-server, scheduler processes and no-op workers, for benches of the scheduler and tests of its faults.
 
-The workers live in the process of the bench: they take every assignment, say `TaskStarted`, `TaskSucceeded` (and
+The workers live in the process of their caller: they take every assignment, say `TaskStarted`, `TaskSucceeded` (and
 `ModelExported` for an export) at one wait, and ack. Schedulers are processes of their own, as they are in a stack.
 """
 
@@ -10,19 +10,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from llmos.bus import Bus, Delivery, Message
+from llmos.bus import Bus, Delivery, Heard, Message
 from llmos.cancel import cancel
 from llmos.contracts import subjects
+from llmos.contracts.jobs import JobSucceeded
+from llmos.contracts.leader import LeaderElected
 from llmos.contracts.models import ModelExported, ModelVersion
 from llmos.contracts.nodes import Heartbeat, Inventory, NodeInventoried
-from llmos.contracts.tasks import KINDS, TaskAssigned, TaskStarted, TaskSucceeded
+from llmos.contracts.tasks import (
+    KINDS,
+    TaskAssigned,
+    TaskCancelled,
+    TaskFailed,
+    TaskLost,
+    TaskPlaced,
+    TaskStarted,
+    TaskSucceeded,
+)
 from llmos.ids import new_id
 from llmos.natsserver import NatsServer
 
@@ -67,18 +79,60 @@ class SchedulerProcess:
         self.process.wait(20)
 
 
+class Leases:
+    """Hears the history, and notes what must never be: a task or a resource that is given away twice."""
+
+    def __init__(self, cpus: int) -> None:
+        self.cpus = cpus  # of each node
+        self.wrong: list[str] = []
+        self.placed: list[tuple[float, Heard, TaskPlaced]] = []  # and when each was heard (monotonic)
+        self.elected: list[tuple[Heard, LeaderElected]] = []
+        self.ended: set[str] = set()
+        self._held: dict[str, TaskPlaced] = {}
+        self._newest = 0
+
+    async def run(self, bus: Bus) -> None:
+        async for heard in bus.follow("EVENTS"):
+            self.on_event(heard, heard.event())
+
+    def on_event(self, heard: Heard, event: Struct | None) -> None:
+        """The next fact of the history."""
+        match event:
+            case LeaderElected():
+                self.elected.append((heard, event))
+            case TaskPlaced():
+                self._on_placed(heard, event)
+            case TaskSucceeded() | TaskLost() | TaskFailed() | TaskCancelled():
+                if event.task in self._held and self._held[event.task].lease == event.lease:
+                    del self._held[event.task]
+            case JobSucceeded():
+                if event.job in self.ended:
+                    self.wrong.append(f"{event.job} ended twice")
+                self.ended.add(event.job)
+
+    def _on_placed(self, heard: Heard, event: TaskPlaced) -> None:
+        self.placed.append((time.monotonic(), heard, event))
+        if event.task in self._held:
+            self.wrong.append(f"{event.task} was placed while it held a lease")
+        if event.lease <= self._newest:
+            self.wrong.append(f"lease {event.lease} was given twice")
+        self._newest = max(self._newest, event.lease)
+        self._held[event.task] = event
+        here = [held for held in self._held.values() if held.node == event.node and held.kind != "check"]
+        if sum(held.cpus for held in here) > self.cpus:
+            self.wrong.append(f"{event.node} is over-committed at {heard.sequence}")
+
+
 class Workers:
     """No-op workers for every kind on `nodes` nodes."""
 
-    def __init__(
-        self, bus: Bus, nodes: int, cpus: int = 1000, hold: Callable[[TaskAssigned], bool] | None = None
-    ) -> None:
+    def __init__(self, bus: Bus, nodes: int, cpus: int = 1000, takes_s: float = 0.0) -> None:
         self.bus = bus
         self.names = [f"w{number}" for number in range(nodes)]
         self.cpus = cpus
-        self.hold = hold or (lambda _: False)
-        self.done = 0
+        self.takes_s = takes_s  # how long a batch of tasks runs
         self.taken: list[tuple[str, int]] = []  # task and lease of every assignment that came
+        self._hands: set[asyncio.Task[None]] = set()
         self._at_hand: list[Delivery[TaskAssigned]] = []
         self._news = asyncio.Event()
 
@@ -110,15 +164,22 @@ class Workers:
             await self._news.wait()
             self._news.clear()
             batch, self._at_hand = self._at_hand, []
-            facts: list[Message] = []
-            for delivery in batch:
-                self.taken.append((delivery.body.task, delivery.body.lease))
-                if not self.hold(delivery.body):
-                    facts += self._facts(delivery.body, delivery.subject.split(".")[3])
-            await self.bus.store_many(facts)
-            for delivery in batch:
-                await delivery.ack()
-            self.done += len(batch)
+            if self.takes_s:
+                hand = asyncio.create_task(self._do(batch))
+                self._hands.add(hand)
+                hand.add_done_callback(self._hands.discard)
+            else:
+                await self._do(batch)
+
+    async def _do(self, batch: list[Delivery[TaskAssigned]]) -> None:
+        self.taken += [(given.body.task, given.body.lease) for given in batch]
+        facts = [self._facts(given.body, given.subject.split(".")[3]) for given in batch]
+        if self.takes_s:
+            await self.bus.store_many([said[0] for said in facts])
+            await asyncio.sleep(self.takes_s)
+        await self.bus.store_many([fact for said in facts for fact in (said[1:] if self.takes_s else said)])
+        for given in batch:
+            await given.ack()
 
     def _facts(self, task: TaskAssigned, node: str) -> list[Message]:
         head = (task.task, task.job, task.tenant, task.kind, task.lease, node)
@@ -140,11 +201,13 @@ async def submit(bus: Bus, count: int, tenant: str = "acme", **fields: Any) -> l
 
 
 @asynccontextmanager
-async def cluster(folder: Path, nodes: int = 4) -> AsyncIterator[tuple[NatsServer, Bus, Workers]]:
+async def cluster(
+    folder: Path, nodes: int = 4, *, cpus: int = 1000, takes_s: float = 0.0
+) -> AsyncIterator[tuple[NatsServer, Bus, Workers]]:
     """A server, a bystander's bus and running workers."""
     server = await NatsServer(folder / "nats").start()
     bus, worker_bus = [await Bus.connect(server.url, source=f"bench/{name}") for name in ("driver", "worker")]
-    workers = Workers(worker_bus, nodes)
+    workers = Workers(worker_bus, nodes, cpus, takes_s)
     working = asyncio.create_task(workers.run())
     try:
         yield server, bus, workers
