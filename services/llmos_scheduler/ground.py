@@ -118,21 +118,25 @@ class Ground:
         """Whether the node is open and could hold the shape if it were empty."""
         return bool(self.holding(shape)[row] and self.cluster.open[row])
 
+    def kinds(self, shape: Shape, nodes: int) -> Mask:
+        """Which kinds of nodes could hold the shape if they were empty; for `nodes` 0, one of its GPUs."""
+        cluster, least = self.cluster, shape.gpus if nodes else min(1, shape.gpus)
+        return np.array(
+            [
+                machine.cpus >= shape.cpus
+                and machine.memory >= shape.memory
+                and int(cluster.allowed(shape)[kind].sum()) >= least
+                for kind, machine in enumerate(cluster.kinds)
+            ],
+            dtype=np.bool_,
+        )
+
     def holding(self, shape: Shape) -> Mask:
         """Which nodes could hold the shape if they were empty, closed ones too."""
         mask = self._holding.get(shape)
         if mask is None:
             cluster = self.cluster
-            kinds = np.array(
-                [
-                    machine.cpus >= shape.cpus
-                    and machine.memory >= shape.memory
-                    and int(cluster.allowed(shape)[kind].sum()) >= shape.gpus
-                    for kind, machine in enumerate(cluster.kinds)
-                ],
-                dtype=np.bool_,
-            )
-            mask = kinds[cluster.kind] if len(cluster) else np.zeros(0, dtype=np.bool_)
+            mask = self.kinds(shape, 1)[cluster.kind] if len(cluster) else np.zeros(0, dtype=np.bool_)
             if shape.labels:
                 mask = mask & cluster.labelled(shape.labels)
             self._holding[shape] = mask

@@ -130,6 +130,19 @@ def end_of(work: Work) -> int:
     return LAST if work.duration is None else work.since + max(0, work.duration - work.done)
 
 
+def possible(ground: Ground, work: Work, barred: Mask | None, taken: Iterable[int] = ()) -> Mask | None:
+    """The open nodes that could hold the work (a member of it, for a gang) if they were empty; `None`: too few."""
+    could: Mask = ground.holding(work.shape) & ground.cluster.open if work.nodes else ground.cluster.open.copy()
+    if barred is not None:
+        could = could & ~barred
+    for row in [*taken, *(ground.rows[name] for name in work.apart if name in ground.rows)]:
+        could[row] = False
+    if not work.nodes:
+        devices = int((ground.cluster.allowed(work.shape)[ground.cluster.kind] & could[:, None]).sum())
+        return could if devices >= work.shape.gpus else None
+    return could if int(could.sum()) >= work.nodes else None
+
+
 def soonest(
     ground: Ground, work: Work, barred: Mask | None, taken: Iterable[int], leaving: set[str], now: int
 ) -> tuple[int, Spots] | None:
@@ -138,16 +151,12 @@ def soonest(
     The time is `LAST` if it is unknown; then these are the nodes that lack least, with the devices that are free now.
     `None` if no node could ever hold it. Looks closely at the nodes that lack least only.
     """
-    open_: Mask = ground.holding(work.shape) & ground.cluster.open if work.nodes else ground.cluster.open.copy()
-    if barred is not None:
-        open_ = open_ & ~barred
-    for row in [*taken, *(ground.rows[name] for name in work.apart if name in ground.rows)]:
-        open_[row] = False
-    rows = np.flatnonzero(open_)
+    could = possible(ground, work, barred, taken)
+    if could is None:
+        return None
+    rows = np.flatnonzero(could)
     if not work.nodes:
         return _soonest_anywhere(ground, work, rows, leaving, now)
-    if len(rows) < work.nodes:
-        return None
     near = rows[np.argsort(_lacking(ground, work.shape, rows), kind="stable")[: max(LOOKED_AT, 2 * work.nodes)]]
     found = [(*_free_at(ground, work.shape, row, leaving, now), rank, row) for rank, row in enumerate(near.tolist())]
     found.sort(key=lambda one: (one[0], one[2]))

@@ -46,10 +46,10 @@ class Planner:
         self._running: dict[str, Run] = {}
         self._leaving: set[str] = set()
         self._counts: Mapping[Shape, int] = {}
-        self._sleepers = Sleepers()
         self._entries: dict[str, Entry] = {}
         self._new: dict[str, Work] = {}  # waits, and has no entry yet
         self._tentative: dict[str, tuple[Entry, Spots, Places]] = {}  # what the last plan would start
+        self._roomed: dict[str, None] = {}  # waits, and others were stopped for it
         self._retry = LAST
         self._ground: Ground | None = None
         self._lines: dict[str, Line] | None = None
@@ -106,6 +106,8 @@ class Planner:
         self.leave(work.id)
         work.running = False
         self._waiting[work.id] = self._new[work.id] = work
+        if work.room:
+            self._roomed[work.id] = None
 
     def run(self, work: Work, places: Places) -> None:
         """It holds a lease on the places since `work.since`, or what is known of its run changed (`gives_way`, …)."""
@@ -197,7 +199,7 @@ class Planner:
         averages = self.usage.averages(now) if self.usage is not None and len(facts.lines) > 1 else {}
         facts.shares.begin(averages)
         made = Planning(facts, now)
-        made.make(self._entries, limit)
+        made.make([self._entries[id] for id in self._roomed], limit)
         made.close()
         self._retry = made.retry
         for (entry, spots), start in zip(made.taken, made.starts, strict=True):
@@ -220,9 +222,13 @@ class Planner:
                 ground.take(run.work, run.spots)
                 self._shares.charge(run.work.queue, amounts(run.work.shape, run.work.nodes))
             self._access.changed()
+            self._sleepers = Sleepers(ground.kinds, len(ground.cluster.kinds))
+            for line in (self._lines or {}).values():
+                for group in list(line.groups.values()):
+                    line.wake(group, None)
         if self._lines is None:
             self._lines, self._entries, self._new = {}, {}, dict(self._waiting)
-            self._sleepers = Sleepers()
+            self._sleepers = Sleepers(ground.kinds, len(ground.cluster.kinds))
             for run in self._running.values():
                 self._line(run.work.queue).running.setdefault(run.work.priority, {})[run.work.id] = run.work
         for work in self._new.values():
@@ -238,10 +244,10 @@ class Planner:
         """Wake the groups that freed nodes could help."""
         assert self._ground is not None
         for row in self._ground.freed:
-            room = self._ground.room(row)
-            for group in self._sleepers.fitting(room.cpus, room.memory, room.milli):
-                if self._ground.suits(group.shape, row) or not group.nodes:
-                    group.line.wake(group, row)
+            if self._ground.cluster.open[row]:
+                for group in self._sleepers.fitting(int(self._ground.cluster.kind[row]), self._ground.room(row)):
+                    if not group.shape.labels or self._ground.suits(group.shape, row):
+                        group.line.wake(group, row)
         self._ground.freed = {}
 
     def _line(self, name: str) -> Line:
@@ -272,6 +278,7 @@ class Planner:
     def _drop(self, id: str) -> None:
         work = self._waiting.pop(id)
         self._new.pop(id, None)
+        self._roomed.pop(id, None)
         entry = self._entries.pop(id, None)
         if entry is not None and self._lines is not None:
             self._lines[work.queue].drop(entry)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from llmos_scheduler.choice import choose
-from llmos_scheduler.cluster import Mask
+from llmos_scheduler.cluster import Mask, Room
 from llmos_scheduler.ground import Access, Ground, Run, Spots
-from llmos_scheduler.holds import Holds, soonest
+from llmos_scheduler.holds import Holds, possible, soonest
 from llmos_scheduler.order import LAST, Order, area
 from llmos_scheduler.room import RoomMaker, Victim
 from llmos_scheduler.shares import Shares
@@ -45,6 +45,7 @@ class Cursor:
     extra: list[Item] = field(default_factory=list)
     blocked: Work | None = None  # the first that could not start
     served: bool = False  # one started, or will
+    preempts: bool = False  # some of it may push others aside
     closed: bool = False
     short: bool = False  # only work that ends before a reservation is looked for
 
@@ -82,15 +83,16 @@ class Planning:
         self.more = False
         self.retry = LAST  # when time alone may have changed the plan
         self._cursors: dict[str, Cursor] = {}
+        self._rooms: dict[int, Room] = {}  # of nodes that woke groups
         self.aside: list[Group] = []  # groups that a limit keeps back
         self._shut: dict[str, Work] = {}  # limited queues in which one has waited too long to be passed
 
     # --- the loop ---
 
-    def make(self, entries: Mapping[str, Entry], limit: int) -> None:
+    def make(self, roomed: Iterable[Entry], limit: int) -> None:
         """Plan; `more` says whether the limit was reached."""
         self._cursors = {name: Cursor(line) for name, line in self.facts.lines.items() if line.groups}
-        self._keep_rooms(entries)
+        self._keep_rooms(roomed)
         for name, cursor in self._cursors.items():
             self._open(name, cursor)
         while True:
@@ -130,7 +132,8 @@ class Planning:
 
     def _open(self, name: str, cursor: Cursor) -> None:
         line = cursor.line
-        if self._may_preempt(line):
+        cursor.preempts = self._may_preempt(line)
+        if cursor.preempts:
             groups: Iterable[Group] = [group for group in line.groups.values() if group.asleep]
         else:
             top = line.top()
@@ -153,6 +156,10 @@ class Planning:
     def _serve(self, cursor: Cursor, entry: Entry) -> None:
         work, group = entry.work, entry.group
         cursor.examined(entry)
+        if not group.asleep and not self._might_fit(group):
+            self.facts.sleepers.add(group)
+            if cursor.blocked is not None and not cursor.preempts:
+                return
         if work.id in self.promised:
             self._pop(entry)
             return
@@ -161,7 +168,7 @@ class Planning:
             self._pass_limited(cursor, entry, limited)
             return
         if not group.asleep:
-            spots = self._find(work, group)
+            spots = choose(self.ground, work, self._barred(work))
             if spots is not None:
                 self._start(entry, spots)
                 return
@@ -173,19 +180,22 @@ class Planning:
         else:
             self._block(cursor, work, group)
 
-    def _find(self, work: Work, group: Group) -> Spots | None:
-        if group.by is not None and not any(self._quick(work, row) for row in group.by):
-            return None  # no other node has room
-        return choose(self.ground, work, self._barred(work))
-
-    def _quick(self, work: Work, row: int) -> bool:
-        """Whether the node may have room, by its sums."""
-        cluster, shape = self.ground.cluster, work.shape
-        return bool(
-            cluster.cpus[row] >= shape.cpus
-            and cluster.memory[row] >= shape.memory
-            and (not shape.gpus or (cluster.milli[row] >= shape.milli).sum() >= (shape.gpus if work.nodes else 1))
-        )
+    def _might_fit(self, group: Group) -> bool:
+        """Whether any of the nodes that woke the group may still have room: no others have."""
+        if group.by is None:
+            return True
+        shape = group.shape
+        for row in group.by:
+            room = self._rooms.get(row)
+            if room is None:
+                room = self._rooms[row] = self.ground.room(row)
+            if (
+                room.cpus >= shape.cpus
+                and room.memory >= shape.memory
+                and (not shape.gpus or sum(milli >= shape.milli for milli in room.milli) >= shape.gpus)
+            ):
+                return True
+        return False
 
     def _barred(self, work: Work) -> Mask | None:
         access = self.facts.access
@@ -198,6 +208,7 @@ class Planning:
         end = LAST if (left := work.remaining(self.now)) is None else self.now + left
         spots = tuple((row, self.holds.hidden(row, work, gpus, end)) for row, gpus in spots)
         for row, gpus in spots:
+            self._rooms.pop(row, None)
             part = self.ground.part(work, gpus)
             if not self.holds.take(row, part, gpus, end):
                 self.ground.cluster.move(row, part, gpus, -1)
@@ -241,22 +252,23 @@ class Planning:
         order = cursor.line.order
         if order.preempts == "rank" and (cursor.served or self._outranked(cursor, work)):
             return
-        held = list(self.holds.rows)
-        found = soonest(self.ground, work, self._barred(work), held, self.holds.leaving, self.now)
-        if found is None:
-            feasible = soonest(self.ground, work, self._barred(work), (), self.holds.leaving, self.now) is not None
-        else:
-            feasible = True
+        barred = self._barred(work)
+        if possible(self.ground, work, barred) is None:
+            return
+        cursor.blocked = work
+        cursor.closed = not order.skips
+        if len(self.heads) == MOST_RESERVATIONS:
+            return
+        found = soonest(self.ground, work, barred, self.holds.rows, self.holds.leaving, self.now)
+        if found is not None:
             at, spots = found
-            since = work.since + self.facts.rules.hold
-            if at == LAST and since > self.now:
-                self.retry = min(self.retry, since)
-            elif len(self.heads) < MOST_RESERVATIONS:
+            hold = work.since + self.facts.rules.hold
+            if at == LAST and hold > self.now:
+                self.retry = min(self.retry, hold)
+            else:
                 self.heads[cursor.line.name] = at, work
                 self.holds.reserve(work, spots, at)
-        if feasible:
-            cursor.blocked = work
-            cursor.closed = not order.skips
+                self._rooms.clear()
 
     def _outranked(self, cursor: Cursor, work: Work) -> bool:
         """Whether better-ranked work of the queue runs on, not just because it must not be stopped yet."""
@@ -276,7 +288,7 @@ class Planning:
         for row in [*untils, *(row for row in kept if row not in self.holds.rows)]:
             room = self.holds.rows[row].true if row in untils else self.ground.room(row)
             until = min(untils.get(row, LAST), kept.get(row, LAST))
-            for group in self.facts.sleepers.fitting(room.cpus, room.memory, room.milli):
+            for group in self.facts.sleepers.fitting(int(self.ground.cluster.kind[row]), room):
                 if group.line is cursor.line and group.nodes == 1:
                     for entry in group.first(SCANNED):
                         left = entry.work.remaining(self.now)
@@ -302,10 +314,9 @@ class Planning:
 
     # --- preemption ---
 
-    def _keep_rooms(self, entries: Mapping[str, Entry]) -> None:
+    def _keep_rooms(self, roomed: Iterable[Entry]) -> None:
         """Work for which others were stopped comes first: it starts, or what is there and what comes is held for it."""
-        waiting = [entry for entry in entries.values() if entry.work.room]
-        for entry in sorted(waiting, key=lambda entry: (entry.work.since, entry.work.number, entry.work.id)):
+        for entry in sorted(roomed, key=lambda entry: (entry.work.since, entry.work.number, entry.work.id)):
             work = entry.work
             if self._limited(work) is not None:
                 continue
@@ -323,6 +334,7 @@ class Planning:
         self.promised[work.id] = work
         self._cursors[work.queue].served = True
         self.holds.promise(work, spots)
+        self._rooms.clear()
         self._charge(work, 1)
 
     def _may_preempt(self, line: Line) -> bool:
@@ -337,7 +349,7 @@ class Planning:
     def _make_room(self, cursor: Cursor, entry: Entry) -> bool:
         """Hold for the work what comes free, and ask others to give way if policy allows and it helps."""
         work = entry.work
-        if not self._may_preempt(cursor.line):
+        if not cursor.preempts:
             return False
         barred = self._barred(work)
         victims = {victim.work.id: victim for victim in self._victims(cursor.line, work)}

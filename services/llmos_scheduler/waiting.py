@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from llmos_scheduler.cluster import WHOLE, Ints, Shape
+from llmos_scheduler.cluster import WHOLE, Ints, Mask, Room, Shape
 from llmos_scheduler.order import LAST, Order, Rank, area, standing
 from llmos_scheduler.work import Work
 
@@ -195,9 +195,11 @@ def _peek(heap: list[Item], valid: Callable[[Entry], bool]) -> Entry | None:
 class Sleepers:
     """The groups that sleep, as arrays, to find at once those that a node with room could help."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Callable[[Shape, int], Mask], count: int) -> None:
+        self._kinds_of = kinds
         self._wants: Ints = np.zeros((4, 64), dtype=np.int64)  # cpus, memory, milli, devices; a column a group
         self._wants[0] = np.iinfo(np.int64).max
+        self._kinds: Mask = np.zeros((count, 64), dtype=np.bool_)  # a row a kind of nodes: which could ever do
         self._groups: list[Group | None] = [None] * 64
         self._places: dict[int, int] = {}  # id of the group → column
         self._empty = list(range(63, -1, -1))
@@ -212,12 +214,14 @@ class Sleepers:
             more = np.zeros((4, count), dtype=np.int64)
             more[0] = np.iinfo(np.int64).max
             self._wants = np.concatenate([self._wants, more], axis=1)
+            self._kinds = np.concatenate([self._kinds, np.zeros_like(self._kinds)], axis=1)
             self._groups += [None] * count
             self._empty = list(range(2 * count - 1, count - 1, -1))
         column = self._places[id(group)] = self._empty.pop()
         shape = group.shape
         devices = min(1, shape.gpus) if not group.nodes else shape.gpus
         self._wants[:, column] = shape.cpus, shape.memory, shape.milli if shape.gpus else 0, devices
+        self._kinds[:, column] = self._kinds_of(shape, group.nodes)
         self._groups[column] = group
 
     def remove(self, group: Group) -> None:
@@ -227,12 +231,13 @@ class Sleepers:
             self._groups[column] = None
             self._empty.append(column)
 
-    def fitting(self, cpus: int, memory: int, milli: list[int]) -> list[Group]:
-        """The groups that so much room might hold, models and labels aside."""
+    def fitting(self, kind: int, room: Room) -> list[Group]:
+        """The groups that so much room on a node of that kind might hold, labels aside."""
         if not self._places:
             return []
-        most, whole = max(milli, default=0), milli.count(WHOLE)
-        wants = self._wants
-        fits = (wants[0] <= cpus) & (wants[1] <= memory) & (wants[2] <= most) & (wants[3] <= max(whole, most > 0))
+        most, whole = max(room.milli, default=0), room.milli.count(WHOLE)
+        wants, cpus, memory = self._wants, room.cpus, room.memory
+        fits = self._kinds[kind] & (wants[0] <= cpus) & (wants[1] <= memory)
+        fits &= (wants[2] <= most) & (wants[3] <= max(whole, most > 0))
         found = (self._groups[column] for column in np.flatnonzero(fits).tolist())
         return [group for group in found if group is not None]

@@ -28,6 +28,7 @@ class Work(Job):
     """
 
     milli: int = field(init=False)
+    gpu_milli: int = field(init=False)  # milli-GPU that it holds in all
     shape: Shape = field(default_factory=Shape)
     nodes: int = 1
     tenant: str = ""
@@ -42,12 +43,8 @@ class Work(Job):
     gives_way: str = ""
 
     def __post_init__(self) -> None:
+        self.gpu_milli = self.shape.demand * max(1, self.nodes)
         self.milli = max(1, self.gpu_milli)
-
-    @property
-    def gpu_milli(self) -> int:
-        """milli-GPU that it holds in all."""
-        return self.shape.demand * max(1, self.nodes)
 
     def lost(self, now: int) -> int:
         """Work that stopping it now would lose."""
