@@ -157,7 +157,7 @@ def soonest(
     rows = np.flatnonzero(could)
     if not work.nodes:
         return _soonest_anywhere(ground, work, rows, leaving, now)
-    near = rows[np.argsort(_lacking(ground, work.shape, rows), kind="stable")[: max(LOOKED_AT, 2 * work.nodes)]]
+    near = rows[np.argsort(lacking(ground, work.shape, rows), kind="stable")[: max(LOOKED_AT, 2 * work.nodes)]]
     found = [(*_free_at(ground, work.shape, row, leaving, now), rank, row) for rank, row in enumerate(near.tolist())]
     found.sort(key=lambda one: (one[0], one[2]))
     if work.nodes == 1:
@@ -169,7 +169,7 @@ def soonest(
     return max(at for at, *_ in members), tuple(sorted((row, gpus) for _, gpus, _, row in members))
 
 
-def _lacking(ground: Ground, shape: Shape, rows: Ints) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def lacking(ground: Ground, shape: Shape, rows: Ints) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """How much of the shape the nodes lack, in shares of it."""
     cluster = ground.cluster
     lacks = np.maximum(0, shape.cpus - cluster.cpus[rows]) / max(1, shape.cpus)

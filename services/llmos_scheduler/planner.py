@@ -20,6 +20,8 @@ from llmos_scheduler.verdict import explain
 from llmos_scheduler.waiting import Entry, Key, Line, Sleepers
 from llmos_scheduler.work import Places, Plan, Reservation, Rules, Verdict, Work
 
+MOST_STARTS = 4096  # that `why` looks ahead
+
 
 class Planner:
     """Facts in, plans out. Nodes break ties in the order of `machines`. `usage` is read at each plan: whoever folds the
@@ -173,7 +175,7 @@ class Planner:
     def why(self, id: str, now: int) -> Verdict:
         """Why the waiting work waits, or where it would start now. Raises `KeyError` if it does not wait."""
         work = self._waiting[id]
-        made = self._make(now, len(self._waiting))
+        made = self._make(now, MOST_STARTS)
         self._undo()
         return explain(self._settle(now), made, work, now)
 
