@@ -3,19 +3,19 @@ latest, and what would let it run now. Pure; the planner judges, this says it.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 import msgspec
 
 from llmos.contracts.jobs import Explanation, Obstacle
-from llmos.sizes import format_bytes
 from llmos_scheduler import rollout
 from llmos_scheduler.brain import Brain
 from llmos_scheduler.lifecycle import stopping
 from llmos_scheduler.order import ORDERS
-from llmos_scheduler.placement import by_node, capacity, fits_empty, waiting_tasks
+from llmos_scheduler.placement import by_node, soonest, waiting_tasks
 from llmos_scheduler.records import Job, State, Task, TurnedAway
-from llmos_scheduler.resources import Request
+from llmos_scheduler.remedies import remedies, too_large
 from llmos_scheduler.work import Cause, Verdict
 from llmos_scheduler.works import milliseconds, task_work
 
@@ -23,6 +23,7 @@ SHOWN = 3  # names in a sentence
 LONGEST_QUEUE = 5_000  # of a longer one, who is ahead and what would help is not worked out
 HIGHEST = 100  # priority
 OFFER = "-offer"
+HARDWARE = {"resources", "quota"}  # obstacles that end with what runs
 
 
 def explain(state: State, brain: Brain, job: Job | TurnedAway, now: float) -> Explanation:
@@ -71,35 +72,36 @@ def waiting(
             f"{kind} {starts} as soon as {_names(victims)} {have} saved {'its' if have == 'has' else 'their'} work."
         )
         return Explanation(job.id, job.state, summary, reasons, preempts=victims)
-    obstacles = [_cause(cause, task.request) for cause in verdict.causes]
-    summary = f"{kind} {waits}: {obstacles[0].message if obstacles else 'it is not its turn'}."
+    obstacles = [_cause(cause) for cause in verdict.causes]
+    ahead = _ahead(state, brain, job, task, now)
+    summary = f"{kind} needs {task.request} and {waits}: {obstacles[0].message if obstacles else 'it is not its turn'}."
+    would_run, earliest = owners(verdict.would_run), verdict.earliest and verdict.earliest / 1000
     if not any(node.runs(task.kind) for node in state.nodes.values()):
-        obstacles = [Obstacle("worker", f"no living node takes {task.kind} work")]
+        obstacles, would_run = [Obstacle("worker", f"no living node takes {task.kind} work")], []
         summary = f"{_sentence(obstacles[0].message)}."
     elif too_large(state, task):
         summary = f"{kind} needs {task.request}, and no node is that large."
+        obstacles = [Obstacle("resources", f"no node is large enough for {task.request}")]
+        would_run, earliest = [], None
+    elif earliest is None and not ahead and task.request.nodes == 1 and {one.kind for one in obstacles} <= HARDWARE:
+        earliest = soonest(state, task, now)
     return Explanation(
         job=job.id,
         state=job.state,
         summary=summary,
         reasons=reasons,
-        ahead=_ahead(state, brain, job, task, now),
-        remedies=_remedies(state, task, obstacles),
+        ahead=ahead,
+        remedies=remedies(state, task, obstacles),
         waits_for=obstacles,
         held_by=list(dict.fromkeys(id for obstacle in obstacles for id in obstacle.held_by)),
-        earliest_start=None if verdict.earliest is None else verdict.earliest / 1000,
-        would_run=[f"{owner} ends" for owner in owners(verdict.would_run)] + offers(state, brain, job, task, now),
+        earliest_start=earliest,
+        would_run=[*(f"{owner} ends" for owner in would_run), *offers(state, brain, job, task, now)],
     )
 
 
-def _cause(cause: Cause, request: Request) -> Obstacle:
+def _cause(cause: Cause) -> Obstacle:
     """The planner's cause in the contract's words."""
-    message = cause.message
-    if cause.kind == "resources":
-        where = (
-            f"of the {cause.nodes} nodes with {cause.node_class}" if cause.nodes > 1 and cause.node_class else "node"
-        )
-        message = f"no {where} has {request} free".replace("no of", "none of")
+    message = re.sub(r"\b1 (node|GPU)s\b", r"1 \1", cause.message.replace(" of no GPUs", " without GPUs"))
     return Obstacle(cause.kind, message, cause.node_class, cause.nodes, owners(cause.held_by))
 
 
@@ -120,30 +122,32 @@ def _ahead(state: State, brain: Brain, job: Job, task: Task, now: float) -> list
 
 
 def offers(state: State, brain: Brain, job: Job, task: Task, now: float) -> list[str]:
-    """What the job's owner could change for it to start now: the least priority, the most GPUs that do."""
+    """What the job's owner could change for it to start now: the least priority, the most GPUs or nodes that do."""
     if len(state.alive) > LONGEST_QUEUE:
         return []
 
-    def starts(priority: int, gpus: int) -> bool:
-        changed = dataclasses.replace(
-            task, id=f"{task.id}{OFFER}", request=dataclasses.replace(task.request, gpus=gpus)
-        )
+    gpus, nodes = task.request.gpus, task.request.nodes
+
+    def starts(priority: int = job.spec.priority, gpus: int = gpus, nodes: int = nodes) -> bool:
+        request = dataclasses.replace(task.request, gpus=gpus, nodes=nodes)
+        changed = dataclasses.replace(task, id=f"{task.id}{OFFER}", request=request)
         offered = dataclasses.replace(job, spec=msgspec.structs.replace(job.spec, priority=priority))
         verdict = brain.planner.what_if(task_work(state, offered, changed), milliseconds(now))
         return bool(verdict.starts_on or verdict.preempts)
 
     found = []
     low, high = job.spec.priority, HIGHEST
-    if low < high and starts(high, task.request.gpus):
+    if low < high and starts(high):
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if starts(middle, task.request.gpus) else (middle, high)
+            low, high = (low, middle) if starts(middle) else (middle, high)
         found.append(f"priority {high} instead of {job.spec.priority}")
-    for gpus in range(task.request.gpus - 1, 0, -1):
-        if starts(job.spec.priority, gpus):
-            each = " a node" if task.request.nodes > 1 else ""
-            found.append(f"{gpus} GPU{'s' * (gpus > 1)}{each} instead of {task.request.gpus}")
-            break
+    less = next((count for count in range(gpus - 1, 0, -1) if starts(gpus=count)), 0)
+    if less:
+        found.append(f"{less} GPU{'s' * (less > 1)}{' a node' * (nodes > 1)} instead of {gpus}")
+    fewer = next((count for count in range(nodes - 1, 0, -1) if starts(nodes=count)), 0)
+    if fewer:
+        found.append(f"{fewer} node{'s' * (fewer > 1)} instead of {nodes}")
     return found
 
 
@@ -211,56 +215,12 @@ def _deploying(state: State, brain: Brain, job: Job, now: float) -> Explanation:
             verdict = brain.planner.why(f"deployment/{name}/{wish.replicas - wish.missing}", milliseconds(now))
         except KeyError:
             verdict = Verdict()
-        waits += [_cause(cause, wish.request) for cause in verdict.causes]
+        waits += [_cause(cause) for cause in verdict.causes]
         held = owners(verdict.held_by)
     return Explanation(job.id, job.state, f"{_sentence(why)}.", remedies=remedies, waits_for=waits, held_by=held)
 
 
-# --- what helps ---
-
-
-def too_large(state: State, task: Task) -> bool:
-    """Whether fewer nodes are large enough than it asks for, even with nothing leased."""
-    wants = task.request
-    return sum(fits_empty(node, wants) for node in state.nodes.values() if node.runs(task.kind)) < wants.nodes
-
-
-def _remedies(state: State, task: Task, obstacles: list[Obstacle]) -> list[str]:
-    """What a person can do about it."""
-    kinds = {obstacle.kind for obstacle in obstacles}
-    if "worker" in kinds:
-        return [f"Start {'an exporter' if task.kind == 'export' else 'a trainer'} on a node."]
-    if too_large(state, task):
-        return _smaller(state, task)
-    remedies = []
-    if "limit" in kinds:
-        remedies.append("Raise the queue's limit: llmos queues apply.")
-    if "quota" in kinds:
-        remedies.append("Raise the queue's quota: llmos queues apply.")
-    if "reservation" in kinds:
-        remedies.append("Wait for the reservation's end, or end it: llmos unreserve.")
-    if "cordon" in kinds:
-        remedies.append("Let a node take work again: llmos uncordon NODE.")
-    if kinds & {"priority", "resources", "gang"}:
-        remedies.append("It starts when enough of that is free again; a higher priority lets it go first.")
-    return remedies
-
-
-def _smaller(state: State, task: Task) -> list[str]:
-    """Larger nodes, or a smaller request."""
-    wants = task.request
-    nodes = [capacity(node) for node in state.nodes.values() if node.runs(task.kind) and node.inventory]
-    many = f" ({wants.nodes} of them)" if wants.nodes > 1 else ""
-    remedies = [f"Add a node{many} with {wants}."]
-    for field, want, most in (
-        ("cpus", wants.cpus, max((room.cpus for room in nodes), default=0)),
-        ("memory", wants.memory, max((room.memory for room in nodes), default=0)),
-        ("gpus", wants.gpus, max((room.free(wants) for room in nodes), default=0)),
-    ):
-        if want > most:
-            text = format_bytes(int(most)) if field == "memory" else f"{most:g}"
-            remedies.append(f"Ask for less: resources.{field} of at most {text}.")
-    return remedies
+# --- words ---
 
 
 def _names(found: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from llmos.contracts.nodes import Gpu
 from llmos.contracts.tasks import Kind
@@ -38,6 +39,14 @@ class Room:
             if device in self.milli:
                 self.milli[device] -= request.gpu_milli
         self.holders.append(holder)
+
+    def give_back(self, request: Request, devices: list[str]) -> None:
+        """A lease ends."""
+        self.cpus += request.cpus
+        self.memory += request.memory
+        for device in devices:
+            if device in self.milli:
+                self.milli[device] += request.gpu_milli
 
     def fits(self, kind: Kind, request: Request) -> bool:
         """Whether the work could start on the node now."""
@@ -122,9 +131,12 @@ def obstacle(node: Node, room: Room | None, kind: str, request: Request) -> tupl
     return "resources", f"needs {'; '.join(lacks)}{held}"
 
 
-def fits_empty(node: Node, request: Request) -> bool:
-    """Whether the node could hold it with nothing leased."""
-    return node.inventory is not None and not list(_lacks(capacity(node), request, capacity(node)))
+def suits(node: Node, request: Request) -> bool:
+    """Whether the node could hold it with nothing leased: its size, its GPUs, its labels."""
+    has = node.inventory
+    if has is None or any(has.labels.get(key) != value for key, value in request.labels):
+        return False
+    return not list(_lacks(capacity(node), request, capacity(node)))
 
 
 def _lacks(room: Room, wants: Request, whole: Room) -> Iterator[str]:
@@ -136,8 +148,39 @@ def _lacks(room: Room, wants: Request, whole: Room) -> Iterator[str]:
     if wants.gpus > room.free(wants):
         size = f" of {format_bytes(wants.gpu_memory)}" if wants.gpu_memory else ""
         name = "/".join(wants.gpu_models) or "GPU"
-        what = f"{wants.gpu_milli / 10:g} % of a {name}" if wants.gpu_milli < WHOLE else f"{wants.gpus} {name}s"
+        several = f"{wants.gpus} {name}{'s' * (wants.gpus > 1 and name == 'GPU')}"
+        what = f"{wants.gpu_milli / 10:g} % of a {name}" if wants.gpu_milli < WHOLE else several
         yield f"{what}{size}, {room.free(wants)} of {len(room.suitable(wants))} are free"
+
+
+def soonest(state: State, task: Task, now: float) -> float | None:
+    """When a node has room for it, by what running work says of its own end; `None` if that is not known of enough.
+
+    It is for a task that is next, on one node: whoever comes before it would take that room.
+    """
+    leases: dict[str, list[tuple[float, Task, list[str]]]] = {}
+    for other in state.live_tasks():
+        for member in other.members if other.kind != "check" else ():
+            leases.setdefault(member.node, []).append((expected_end(other, now), other, list(member.devices)))
+    best = inf
+    for name, room in rooms(state).items():
+        if not suits(room.node, task.request) or obstacle(room.node, room, task.kind, task.request)[0] != "resources":
+            continue
+        for end, other, devices in sorted(leases.get(name, []), key=lambda lease: lease[0]):
+            room.give_back(other.request, devices)
+            if room.fits(task.kind, task.request):
+                best = min(best, end)
+                break
+    return best if best < inf else None
+
+
+def expected_end(task: Task, now: float) -> float:
+    """When a task that holds a lease ends: by its worker's word, else as earlier runs of its like took; else never."""
+    if "eta" in task.progress:
+        return max(now, task.seen_at + task.progress["eta"])
+    if task.expected is not None and task.placed_at is not None:
+        return max(now, task.placed_at + task.expected - task.done)
+    return inf
 
 
 def waiting_tasks(state: State, now: float) -> list[tuple[Job, Task]]:

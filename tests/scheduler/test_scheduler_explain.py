@@ -40,7 +40,7 @@ def test_it_names_what_each_node_lacks_and_who_holds_it(world: Any) -> None:
     world.check("j").settle()
     said = why(world, "j")
     assert said.state == "queued"
-    assert said.summary == "Train waits: no node has 2 cpus, 2GiB free."
+    assert said.summary == "Train needs 2 cpus, 2GiB and waits: 1 node without GPUs: on a 0.5 of 2 cpus are free."
     assert said.reasons == [
         "a: needs 2 cpus, 0.5 of 2 are free; held by big",
         "b: needs 2 cpus, 1 of 1 are free; 2GiB of memory, 1GiB of 1GiB are free",
