@@ -29,7 +29,7 @@ def print_explanation(answer: "Explanation", indent: int = 0) -> None:
     if start is not None and answer.waits_for:
         print(f"{' ' * indent}earliest start: in about {duration(start - time.time())}, {moment(start)}")
     elif answer.held_by:
-        print(f"{' ' * indent}earliest start: not known, since nobody knows when those end")
+        print(f"{' ' * indent}earliest start: not known yet")
     _lines("would let it run now", answer.would_run, indent)
     _lines("what helps", answer.remedies, indent)
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from llmos.errors import NotFound
 from llmos_cli.exits import Exit, say
 from llmos_cli.options import Target
-from llmos_cli.printing import age, number, print_table, print_value, size
+from llmos_cli.printing import age, moment, number, print_table, print_value, size
 
 if TYPE_CHECKING:
     from llmos.client import Client
@@ -121,6 +121,14 @@ def _jobs(views: "list[JobView]") -> Any:
     return ["JOB", "NAME", "STATE", "PRIORITY", "AGE", "MODEL", "ACCURACY"], rows
 
 
+def _jobs_wide(views: "list[JobView]") -> Any:
+    header, rows = _jobs(views)
+    more = [(view.tenant, view.queue, moment(view.submitted_at), moment(view.ended_at)) for view in views]
+    return [*header, "TENANT", "QUEUE", "SUBMITTED", "ENDED"], [
+        (*row, *rest) for row, rest in zip(rows, more, strict=True)
+    ]
+
+
 def _models(records: "list[ModelRecord]") -> Any:
     rows = [
         (
@@ -224,4 +232,4 @@ _TABLES: dict[str, Any] = {
     "job": _jobs, "model": _models, "node": _nodes, "deployment": _deployments, "queue": _queues,
     "reservation": _reservations,
 }  # fmt: skip
-_WIDE: dict[str, Any] = {"node": _nodes_wide}
+_WIDE: dict[str, Any] = {"job": _jobs_wide, "node": _nodes_wide}

@@ -4,7 +4,7 @@ latest, and what would let it run now. Pure; the planner judges, this says it.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -13,7 +13,7 @@ from llmos_scheduler import rollout
 from llmos_scheduler.brain import Brain
 from llmos_scheduler.lifecycle import stopping
 from llmos_scheduler.order import ORDERS
-from llmos_scheduler.placement import by_node, soonest, waiting_tasks
+from llmos_scheduler.placement import by_node, first_end, soonest, waiting_tasks
 from llmos_scheduler.records import Job, State, Task, TurnedAway
 from llmos_scheduler.remedies import remedies, too_large
 from llmos_scheduler.work import Cause, Verdict
@@ -83,8 +83,10 @@ def waiting(
         summary = f"{kind} needs {task.request}, and no node is that large."
         obstacles = [Obstacle("resources", f"no node is large enough for {task.request}")]
         would_run, earliest = [], None
-    elif earliest is None and not ahead and task.request.nodes == 1 and {one.kind for one in obstacles} <= HARDWARE:
-        earliest = soonest(state, task, now)
+    elif ahead:
+        would_run = []  # whoever is ahead would take that room
+    elif earliest is None:
+        earliest = _by_their_word(state, task, obstacles, now)
     return Explanation(
         job=job.id,
         state=job.state,
@@ -97,6 +99,14 @@ def waiting(
         earliest_start=earliest,
         would_run=[*(f"{owner} ends" for owner in would_run), *offers(state, brain, job, task, now)],
     )
+
+
+def _by_their_word(state: State, task: Task, obstacles: Sequence[Obstacle], now: float) -> float | None:
+    """When it can start by what the workers say of the running tasks' ends; `None` where that is not enough to know."""
+    kinds = {obstacle.kind for obstacle in obstacles}
+    if kinds == {"limit"}:
+        return first_end(state, [id for one in obstacles for id in one.held_by], task.request.amounts[0], now)
+    return soonest(state, task, now) if kinds <= HARDWARE and task.request.nodes == 1 else None
 
 
 def _cause(cause: Cause) -> Obstacle:

@@ -1,6 +1,6 @@
 """What each node has free and lacks for a request, in words, for `explain`: the planner decides. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -174,6 +174,18 @@ def soonest(state: State, task: Task, now: float) -> float | None:
     return best if best < inf else None
 
 
+def first_end(state: State, jobs: Sequence[str], milli: int, now: float) -> float | None:
+    """When the running tasks of these jobs will have given up so much of GPUs; `None` if that is not known."""
+    tasks = [
+        task for job in jobs if (known := state.jobs.get(job)) and (task := known.current) is not None and task.live
+    ]
+    for end, freed in sorted((expected_end(task, now), task.request.amounts[0]) for task in tasks):
+        milli -= freed
+        if milli <= 0:
+            return end if end < inf else None
+    return None
+
+
 def expected_end(task: Task, now: float) -> float:
     """When a task that holds a lease ends: by its worker's word, else as earlier runs of its like took; else never."""
     if "eta" in task.progress:
@@ -199,10 +211,13 @@ def waiting_tasks(state: State, now: float) -> list[tuple[Job, Task]]:
 def by_node(state: State, kind: str, request: Request) -> tuple[list[str], list[str]]:
     """Why each node can't take the work now (nodes of a class together if there are many), and the nodes that could."""
     found = rooms(state)
+    taken = any(node.runs(kind) for node in state.nodes.values())
     told: list[str] = []
     open_nodes: list[str] = []
     classes: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
     for name, node in sorted(state.nodes.items()):
+        if taken and node.alive and not node.runs(kind):
+            continue  # it is there for something else
         what, why = obstacle(node, found.get(name), kind, request)
         if not what:
             open_nodes.append(name)

@@ -82,6 +82,13 @@ def test_a_limit_is_named_even_when_hardware_is_free(shared: Any) -> None:
         "Train needs 1 cpus, 1GiB, 1 GPU and waits: queue 'students' holds 6 GPUs of its limit of 6."
     )
     assert answer.held_by == [f"s{number}" for number in range(6)]
+    assert answer.earliest_start is None
+    (key,) = (key for key in shared.taken if key[0] == "s3-train")
+    shared.say(TaskProgressed("s3-train", "s3", "default", "train", key[1], "gpu-1", "train", 3, 12, eta=90.0))
+    assert why(shared, "j").earliest_start == shared.now + 90
+    assert "s3 ends" in why(shared, "j").would_run
+    run(shared, "k", gpus=1, queue="students")
+    assert (why(shared, "k").ahead, why(shared, "k").would_run, why(shared, "k").earliest_start) == (["j"], [], None)
 
 
 def test_reserved_and_cordoned_nodes_are_told_apart(shared: Any) -> None:
