@@ -8,6 +8,7 @@ os.environ.setdefault(
 
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which `devices` counts GPUs
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,16 @@ def _unusable(device: str) -> Rejected:
     )
 
 
-def session_options(threads: int) -> Any:
-    """The options of every session here."""
+def session_options(threads: int, spinning: Mapping[str, str] | None = None) -> Any:
+    """The options of every session here. `spinning`: how its threads wait awake for work (`allow_spinning`, …)."""
     _share_arena()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Spinning threads win 0.4 ms of 2.4 on an idle machine and lose 3.5 ms where others want the cores too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in (spinning or {"allow_spinning": "0"}).items():
+        options.add_session_config_entry(f"session.intra_op.{name}", value)
     options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 

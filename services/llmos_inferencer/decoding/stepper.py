@@ -16,6 +16,7 @@ from llmos_inferencer.decoding.prefixes import Prefixes
 from llmos_inferencer.decoding.request import Chosen, Delta, FinishReason, Request
 from llmos_inferencer.decoding.sampling import choose, logprobs, uniform
 from llmos_inferencer.decoding.text import Decodes, Detokenizer, StopTexts
+from llmos_inferencer.engine import OutOfMemory, is_out_of_memory
 
 MEASURE = 0.2  # how much the newest measurement weighs
 Ids = NDArray[np.intp]
@@ -369,4 +370,6 @@ def _is_plain(output: Output) -> bool:
 def _problem(error: Exception) -> Problem:
     if isinstance(error, LlmosError):
         return error.problem
+    if is_out_of_memory(error):
+        return Problem(OutOfMemory.code, f"there was not enough memory for a step: {error}")
     return Problem("unanswerable", f"the model can't compute this text: {error}", "Correct or leave it out.", "inputs")
