@@ -13,7 +13,7 @@ from llmos_cli.printing import duration, moment, numbers, print_fields, print_ta
 if TYPE_CHECKING:
     from llmos.client import Client
     from llmos.contracts.jobs import Explanation, JobView, TaskView
-    from llmos.contracts.models import ModelRecord
+    from llmos.contracts.models import Candidate, ModelRecord
     from llmos.contracts.nodes import Gpu, NodeView
 
 
@@ -108,7 +108,8 @@ def print_model(record: "ModelRecord") -> None:
                 ("made", f"{moment(version.created_at)} by {version.job}"),
                 ("from", version.base),
                 ("labels", version.labels),
-                ("precision", version.precision),
+                ("task", version.task),
+                ("precision", f"{version.precision} for {version.target}"),
                 ("size", f"{size(version.size)} (the trained model: {size(version.source_size)})"),
                 ("exported", numbers(version.metrics)),
                 ("trained", numbers(version.source)),
@@ -119,6 +120,20 @@ def print_model(record: "ModelRecord") -> None:
             ],
             indent=2,
         )
+        if version.candidates:
+            print("  tried on the validation split:")
+            print_table(
+                ["PRECISION", "LATENCY", "SIZE", "METRICS", "PARITY", ""], [_tried(one) for one in version.candidates]
+            )
+
+
+def _tried(one: "Candidate") -> tuple[object, ...]:
+    """A row of what `export.precision: auto` measured."""
+    rest = {name: value for name, value in one.metrics.items() if name not in ("latency_ms_p50", "size_bytes")}
+    latency = f"{one.metrics.get('latency_ms_p50', 0):.2f} ms"
+    near: dict[str, float] = {name: one.parity[name] for name in ("agreement", "max_abs_diff") if name in one.parity}
+    kept = "kept" if one.chosen else "; ".join(one.reasons)
+    return one.precision, latency, size(int(one.metrics.get("size_bytes", 0))), numbers(rest), numbers(near), kept
 
 
 def print_node(view: "NodeView") -> None:

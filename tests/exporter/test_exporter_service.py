@@ -185,6 +185,25 @@ async def test_an_assignment_becomes_a_signed_version_whose_artifact_serves(stac
     assert not stack.rooms()
 
 
+async def test_a_job_that_trains_nothing_exports_its_base_in_the_precision_that_measures_best(
+    stack: Stack, decoders: Callable[[str], Path], rows_in: Any
+) -> None:
+    texts = rows_in([{"text": f"w5 w{at} w9 w{at + 1} w30"} for at in range(5, 15)])
+    inputs = {
+        "base": await put_tree(stack.store, decoders("llama"), kind="base"),
+        "dataset": await put_tree(stack.store, texts, kind="dataset"),
+    }
+    await stack.assign(
+        "writer", inputs=inputs, task="text-generation", train=TrainSettings(method="none"),
+        export=ExportSettings(precision="auto", target="edge"), gate={"perplexity": Bound(max=1e6)},
+    )  # fmt: skip
+    said = await stack.end("writer")
+    exported = next(fact for fact in said if isinstance(fact, ModelExported)).version
+    assert [one.precision for one in exported.candidates] == ["fp32", "int8", "int4"]
+    assert [one.precision for one in exported.candidates if one.chosen] == [exported.precision]
+    assert (exported.trained, exported.target, exported.task) == (inputs["base"], "edge", "text-generation")
+
+
 async def test_equal_input_gives_an_equal_address_for_another_job(stack: Stack) -> None:
     addresses = set()
     for job in ("twin-a", "twin-b"):
