@@ -59,7 +59,9 @@ class Seq2Seq:
         self.config = self.model.config
         self.pad = int(self.config.pad_token_id or 0)
         limit = positions(self.config) or 512
-        self.max_length = 0 if self._heard else min(order.max_length or limit, limit)
+        if self._heard:  # what is written, for the source has always one length
+            limit = int(self.config.max_target_positions)
+        self.max_length = min(order.max_length or limit, limit)
         self.tokenizer = read_tokenizer(self.folder)
         if not self._heard:
             self.tokenizer.enable_truncation(self.max_length)

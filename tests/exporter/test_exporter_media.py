@@ -11,32 +11,10 @@ import soundfile
 from PIL import Image
 from tokenizers import Tokenizer
 
+from exporter_rows import LABELS, pictures, recordings
 from llmos.errors import Rejected
 from llmos.media import pixels
 from llmos_exporter.media_tasks import image_input
-
-LABELS = ["blue", "green", "red"]
-
-
-def pictures(count: int = 14) -> list[dict[str, Any]]:
-    draw = np.random.default_rng(0)
-    rows = []
-    for at in range(count):
-        noise = draw.integers(0, 256, (draw.integers(20, 60), draw.integers(20, 60), 3), np.uint8)
-        file = BytesIO()
-        Image.fromarray(noise).save(file, "PNG")
-        rows.append({"image": base64.b64encode(file.getvalue()).decode(), "label": LABELS[at % 3]})
-    return rows
-
-
-def recordings(count: int = 10, **truth: Any) -> list[dict[str, Any]]:
-    draw = np.random.default_rng(1)
-    rows = []
-    for at in range(count):
-        file = BytesIO()
-        soundfile.write(file, draw.normal(0, 0.1, draw.integers(1200, 9000)), 16_000, format="WAV")
-        rows.append({"audio": base64.b64encode(file.getvalue()).decode()} | (truth or {"label": LABELS[at % 3]}))
-    return rows
 
 
 @pytest.mark.parametrize("architecture", ["vit", "convnext"])

@@ -1,37 +1,14 @@
 """Models that read, then write: two graphs and a cache write what the model does, Whisper's features in them."""
 
-import base64
-import random
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import soundfile
 
+from exporter_rows import PAIRS, spoken
 from llmos_exporter.quality import Texts
-
-dice = random.Random(0)
-
-
-def sentence(most: int) -> str:
-    return " ".join(f"w{dice.randint(3, 71)}" for _ in range(dice.randint(1, most)))
-
-
-PAIRS = [{"source": sentence(20), "target": sentence(8)} for _ in range(10)]
-
-
-def recordings(count: int = 5) -> list[dict[str, Any]]:
-    draw = np.random.default_rng(1)
-    rows = []
-    for at in range(count):
-        file = BytesIO()
-        loud = np.sin(np.arange(draw.integers(4000, 20000)) * (0.02 + 0.01 * at)) * 0.3
-        soundfile.write(file, loud + draw.normal(0, 0.01, len(loud)), 16_000, format="WAV")
-        rows.append({"audio": base64.b64encode(file.getvalue()).decode(), "text": "w5 w6"})
-    return rows
 
 
 @pytest.mark.parametrize(
@@ -94,7 +71,7 @@ def test_an_edge_node_needs_only_the_artifact_to_write_as_generate_does(
 
 
 def test_whisper_hears_samples_and_says_what_it_begins_with(exported: Any, writers: Any) -> None:
-    made = exported("speech-recognition", writers("whisper"), recordings())
+    made = exported("speech-recognition", writers("whisper"), spoken())
     assert made.done.parity["max_abs_diff"] < 1e-3 and made.done.parity["agreement"] == 1.0
     assert made.contract.audio.seconds == 1.0 and made.contract.input_names == ["audio"]
     assert made.contract.generation.start == [2, 3, 5, 7]

@@ -1,7 +1,6 @@
 """Encoders beside the classifier: tags of words, answers in a context, vectors of texts."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,10 @@ import onnxruntime as ort
 import pytest
 from tokenizers import Tokenizer
 
+from exporter_rows import TAGS, asked, paired, tagged
 from llmos.errors import Rejected
 from llmos_exporter.quality import Answers, Similarity, best_span, entities, overlap
 from llmos_exporter.texts import Text, Window
-
-TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-dice = random.Random(0)
-
-
-def words(least: int, most: int) -> list[str]:
-    return [f"w{dice.randint(0, 59)}" for _ in range(dice.randint(least, most))]
-
-
-def tagged(count: int = 30) -> list[dict[str, Any]]:
-    rows = [words(1, 30) for _ in range(count)]
-    return [{"tokens": row, "tags": [dice.choice(TAGS) for _ in row]} for row in rows]
-
-
-def asked(count: int = 20) -> list[dict[str, Any]]:
-    rows = [(words(1, 6), words(3, 60)) for _ in range(count)]
-    return [
-        {"question": " ".join(question), "context": " ".join(context), "answers": [" ".join(context[1:3])]}
-        for question, context in rows
-    ]
-
-
-def paired(count: int = 20) -> list[dict[str, Any]]:
-    return [
-        {"text": " ".join(words(1, 30)), "pair": " ".join(words(1, 30)), "score": dice.random()} for _ in range(count)
-    ]
-
 
 CASES = {
     "token-classification": ("AutoModelForTokenClassification", tagged),

@@ -179,9 +179,9 @@ class ServingContract(Struct, frozen=True, omit_defaults=True):
     - translation, summarisation: `files["encoder"]` takes the text and gives the `cache`'s cross keys and values.
       `files["decoder"]` takes `input_ids` (`generation.start` first), `encoder_attention_mask` (the text's mask), both
       caches, and gives logits `[batch, 1, vocab_size]` of the last token, and its own cache.
-    - speech-recognition: with `cache`, likewise, of `audio` and without masks. With `blank_token_id`, one graph gives
-      logits `[batch, frames, vocab_size]`: the best token of each frame, decoded by `tokenizer.json` (CTC; frames of
-      padding are blank).
+    - speech-recognition: with `cache`, likewise, of `audio`, without masks; `max_length` bounds what is written. With
+      `blank_token_id`, one graph gives logits `[batch, frames, vocab_size]`: the best token of each frame, decoded by
+      `tokenizer.json` (CTC; frames of padding are blank).
 
     `source`, `base` and `dataset` are the addresses it was made from. `gate` is what it had to pass, `metrics` what was
     measured of this artifact on the test split (rounded, so that equal input gives equal bytes).
