@@ -96,10 +96,10 @@ async def test_a_preempted_training_whose_job_is_cancelled_meanwhile_leaves_noth
 
 
 async def test_trainers_killed_at_random_while_they_save_lose_little_and_change_nothing(
-    stack: Stack, spec: JobSpec, inputs: dict[str, str], undisturbed: list[Any]
+    trainer: Stack, spec: JobSpec, inputs: dict[str, str], undisturbed: list[Any]
 ) -> None:
     """Real processes, a new node each time: preempted, and killed -9 within the time in which it saves."""
-    config, task = stack.config, "hunted"
+    stack, config, task = trainer, trainer.config, "hunted"
     for lease in range(1, 3):
         node = f"p{lease}"
         env = os.environ | {
@@ -120,8 +120,7 @@ async def test_trainers_killed_at_random_while_they_save_lose_little_and_change_
             await service.wait()
         before = await stack.pointer(task)
         assert before is None or before.step >= facts[-1].step
-    async with running("trainer", msgspec.structs.replace(config, node="p9"), serve):
-        await stack.assign(spec, "train", task, lease=9, node="p9", inputs=inputs)
-        last = (await stack.facts(task, lease=9))[-1]
+    await stack.assign(spec, "train", task, lease=9, inputs=inputs)
+    last = (await stack.facts(task, lease=9))[-1]
     assert isinstance(last, TaskSucceeded), last
     assert (last.outputs, last.metrics) == (undisturbed[-1].outputs, undisturbed[-1].metrics)
