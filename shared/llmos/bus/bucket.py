@@ -147,7 +147,7 @@ class Bucket:
         try:
             return await self._store(self._subject(key), data, head)
         except ApiError as error:
-            if error.err_code not in WRONG_LAST:
+            if error.err_code != WRONG_LAST:
                 raise Rejected(f"the bus refused {self.name}/{key}: {error.problem.message}") from error
             there = await self._read(key)  # perhaps our own write, whose confirmation was lost
             if there is not None and (there.headers or {}).get("Nats-Msg-Id") == id:

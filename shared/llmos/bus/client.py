@@ -69,6 +69,8 @@ def _header_block(headers: dict[str, Any]) -> bytes:
 class Client(nats.aio.client.Client):
     """One connection. Requests that were under way when it broke fail at once, so that they can be repeated."""
 
+    fenced_in_turn = False  # the streams have replicas: messages with a condition are stored one after another
+
     async def stand(self, until: float) -> None:
         """Wait until the connection stands. Raises `Busy` at `until` (loop time), or when it was closed for good."""
         while not self.is_connected:  # nats-py has no event that is true exactly then

@@ -1,7 +1,7 @@
 """Publishing what must not be lost: acked by the stream, and repeated under one id until it is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -18,7 +18,10 @@ PUBLISH_TIMEOUT_S = 2.0
 AGAIN_S = 0.1
 AT_ONCE = 512  # messages of a batch that are under way
 _FULL = 10077  # "maximum bytes exceeded" and its kin
-_IN_PROCESS = 10158  # a cluster still stores the first of two
+_IN_PROCESS = (10158, 10164)  # a cluster still stores the first of two (with one id, with one condition)
+
+
+_NOT_SENT = Busy("it was not sent")
 
 
 class Ack(NamedTuple):
@@ -32,6 +35,10 @@ class Full(Busy):
     """The stream takes no more for now."""
 
 
+class InProcess(Busy):
+    """A cluster still stores another message under the same condition."""
+
+
 class Conflict(LlmosError):
     """Somebody else wrote first: read again, decide again."""
 
@@ -42,6 +49,7 @@ class Fence(NamedTuple):
     """A condition: store the message only while `sequence` is the newest of `subject` in its stream (0: there is none).
 
     The server compares before it looks for duplicates, so a message that was stored may be refused when it is repeated.
+    A stream with replicas takes one fenced message at a time.
     """
 
     subject: str
@@ -106,25 +114,34 @@ async def store_many(
     """
     clock = asyncio.get_running_loop().time
     deadline = clock() + within
-    outcomes: list[Ack | LlmosError] = [Busy("not sent")] * len(messages)
+    outcomes: list[Ack | LlmosError] = [_NOT_SENT] * len(messages)
     left = list(range(len(messages)))
     while True:
-        for start in range(0, len(left), AT_ONCE):
-            window = left[start : start + AT_ONCE]
+        for window in _windows(left, 1 if nc.fenced_in_turn else AT_ONCE):
             try:
                 await nc.stand(deadline)
             except Busy as error:
-                return [error if at in left[start:] else outcome for at, outcome in enumerate(outcomes)]
+                for at in left:
+                    outcomes[at] = error if outcomes[at] is _NOT_SENT else outcomes[at]
+                return outcomes
             answers = await nc.request_many([messages[at] for at in window], PUBLISH_TIMEOUT_S)
             for at, answer in zip(window, answers, strict=True):
                 outcomes[at] = _outcome(messages[at].subject, answer)
-        left = [at for at in left if type(outcomes[at]) is Busy]
+        left = [at for at in left if isinstance(outcomes[at], Busy) and not isinstance(outcomes[at], Full)]
         if not left or nc.is_closed or clock() + AGAIN_S > deadline:
             return outcomes
+        if any(isinstance(outcomes[at], InProcess) for at in left):
+            nc.fenced_in_turn = True
+            continue
         await asyncio.sleep(AGAIN_S)
         with suppress(LlmosError, TimeoutError):  # a memory stream may have ended with its server
             async with asyncio.timeout_at(deadline):
                 await ensure()
+
+
+def _windows(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def _outcome(subject: str, answer: Msg | nats.errors.Error) -> Ack | LlmosError:
@@ -141,7 +158,7 @@ def _outcome(subject: str, answer: Msg | nats.errors.Error) -> Ack | LlmosError:
 
 def refusal(subject: str, error: ApiError) -> LlmosError:
     """What a stream's refusal means to who published."""
-    if error.err_code in WRONG_LAST:
+    if error.err_code == WRONG_LAST:
         return Conflict(f"{subject} was not stored: {error.problem.message}")
     return Rejected(f"the bus refused {subject}: {error.problem.message}")
 
@@ -168,6 +185,8 @@ def _read(subject: str, data: bytes) -> Ack:
         return Ack(answer.seq, answer.duplicate)
     if error.get("err_code") == _FULL:
         raise Full(f"{subject} is full: {error.get('description')}", remedy="Retry later.")
-    if error.get("err_code") == _IN_PROCESS or int(error.get("code", 0)) >= 500:
+    if error.get("err_code") in _IN_PROCESS:
+        raise InProcess(str(error.get("description")))
+    if int(error.get("code", 0)) >= 500:
         raise Busy(str(error.get("description")))
     raise ApiError(subject, error)
