@@ -34,6 +34,11 @@ def examine(folder: Path, task: str, max_length: int) -> Iterator[str]:
             pretrained.read_tokenizer(folder)
         except Rejected as error:
             yield str(error)
+    if task == "embeddings":
+        try:
+            _pooling(folder)
+        except (Rejected, ValueError, KeyError) as error:
+            yield f"modules.json: {error}"
     if task in _LABELLED and not labels_of(folder):
         yield "config.json names no labels (id2label)"
     if (limit := pretrained.positions(config)) and max_length > limit:
@@ -78,23 +83,23 @@ def stage(folder: Path, dest: Path, task: str) -> None:
 
 
 def _pooling(folder: Path) -> dict[str, Any]:
-    """How a sentence-transformers model makes one vector of its tokens; any other gives their mean, of length 1."""
+    """How a sentence-transformers model makes one vector of its tokens; any other gives their mean, of length 1.
+
+    Raises `Rejected` for a way that the export does not know.
+    """
     root = next((at for at in (folder, folder.parent) if (at / "modules.json").is_file()), None)
     if root is None:
         return {"pooling": "mean", "normalise": True}
     modules = json.loads((root / "modules.json").read_bytes())
     kinds = {str(module.get("type", "")).rpartition(".")[2]: root / module.get("path", "") for module in modules}
     how = "mean"
-    if (path := kinds.get("Pooling")) and (path / "config.json").is_file():
+    if path := kinds.get("Pooling"):
+        if not (path / "config.json").is_file():
+            raise Rejected(f"there is no {path.name}/config.json, which says how its vectors are pooled")
         settings = json.loads((path / "config.json").read_bytes())
-        how = settings.get("pooling_mode") or next(
-            (
-                mode
-                for mode in ("cls", "max", "mean")
-                if settings.get(f"pooling_mode_{mode}_token{'s' * (mode != 'cls')}")
-            ),
-            "mean",
-        )
+        modes = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}
+        chosen = [mode for mode, name in modes.items() if settings.get(f"pooling_mode_{name}")]
+        how = settings.get("pooling_mode") or (chosen[0] if len(chosen) == 1 else "of another kind")
     if how not in ("cls", "max", "mean"):
         raise Rejected(f"its pooling is {how!r}; supported are cls, max and mean", param="model.base")
     return {"pooling": how, "normalise": "Normalize" in kinds}

@@ -15,7 +15,8 @@ from llmos.errors import Busy, Fatal, NotFound, Rejected
 __all__ = ["Reference", "fetch", "parse"]
 
 # What is taken from a hub's repository: weights and tokenizers that no program runs from. Never a pickle.
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.spm", "*.txt")
+_POOLING = "1_Pooling/config.json"  # how a sentence-transformers model makes one vector of its tokens
 
 
 async def fetch(
@@ -134,17 +135,24 @@ def _fetch_hub(reference: Reference, folder: Path, env: Mapping[str, str], stopp
                 raise StoppedError
             return None
 
-    try:
-        snapshot = snapshot_download(
-            reference.name,
-            revision=reference.revision,
-            allow_patterns=[*_HUB_FILES],
-            ignore_patterns=["*/*"],
-            endpoint=env.get("HF_ENDPOINT") or None,
-            cache_dir=env.get("HF_HUB_CACHE") or None,
-            token=env.get("HF_TOKEN") or None,
-            tqdm_class=Watched,
+    def download(allow: list[str], ignore: list[str] | None = None) -> Path:
+        return Path(
+            snapshot_download(
+                reference.name,
+                revision=reference.revision,
+                endpoint=env.get("HF_ENDPOINT") or None,
+                cache_dir=env.get("HF_HUB_CACHE") or None,
+                token=env.get("HF_TOKEN") or None,
+                tqdm_class=Watched,
+                allow_patterns=allow,
+                ignore_patterns=ignore,
+            )
         )
+
+    try:
+        snapshot = download([*_HUB_FILES], ["*/*"])
+        if (snapshot / "modules.json").exists():
+            download([_POOLING])
     except errors.GatedRepoError as error:
         raise Rejected(f"{reference} needs permission", remedy="Accept its terms and set HF_TOKEN.") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
@@ -158,7 +166,9 @@ def _fetch_hub(reference: Reference, folder: Path, env: Mapping[str, str], stopp
             f"{reference} is not in the cache, and the hub did not bring it: {error}",
             remedy="Look at the network and HF_ENDPOINT, or download the model and name it as file:// or s3://.",
         ) from error
-    for path in sorted(Path(snapshot).iterdir()):  # the cache may hold what others asked for, too
+    for path in sorted(snapshot.iterdir()):  # the cache may hold what others asked for, too
         if any(path.match(pattern) for pattern in _HUB_FILES):
             _copy_file(path, folder / path.name, stopped)
+    if (snapshot / _POOLING).exists():
+        _copy_file(snapshot / _POOLING, folder / _POOLING, stopped)
     return folder

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from llmos.contracts.jobs import COLUMNS, METRICS, TASKS, TRAINED_TASKS, Bound, Fault, JobSpec
+from llmos.contracts.jobs import COLUMNS, MEASURES, METRICS, QUALITY, TASKS, TRAINED_TASKS, Bound, Fault, JobSpec
 from llmos.contracts.references import parse
 from llmos.errors import Rejected
 from llmos.ids import is_token
@@ -229,6 +229,11 @@ def _task(get: Callable[[str], Any], task: str, fault: Callable[[str, str], None
                 fault(f"data.columns.{role[:100]}", f"a row has no such part; known are {', '.join(COLUMNS[task])}")
             elif name == "":
                 fault(f"data.columns.{role}", "must name a column")
+    if isinstance(gate := get("gate"), dict):
+        measured = (*QUALITY[task], *MEASURES)
+        for name in gate:
+            if name in METRICS and name not in measured:
+                fault(f"gate.{name}", f"is not measured of {task}; measured are {', '.join(measured)}")
     if get("export.precision") == "int4" and task != "text-generation":
         fault("export.precision", "int4 is for text-generation; use int8 or auto")
     if get("export.precision") == "fp16" and get("export.target") != "cuda":

@@ -203,9 +203,11 @@ def test_a_task_that_is_not_trained_is_exported_as_it_comes() -> None:
     assert check(none | {"data": {"test": "file:///rows.jsonl"}}) == []
     assert check(none | {"data": {}}) == ["data.train: is missing; give it or data.test, which the gate needs"]
     wrong = {"test": "file:///rows.jsonl", "columns": {"tokens": "words", "label": "y", "tags": ""}}
-    assert check(none | {"data": wrong, "export": {"precision": "int4"}}) == [
+    assert check(none | {"data": wrong, "export": {"precision": "int4"}, "gate": {"bleu": {"min": 20}}}) == [
         "data.columns.label: a row has no such part; known are tokens, tags",
         "data.columns.tags: must name a column",
+        "gate.bleu: is not measured of token-classification; measured are accuracy, f1, latency_ms_p50, size_bytes, "
+        "agreement, max_abs_diff, mean_abs_diff",
         "export.precision: int4 is for text-generation; use int8 or auto",
     ]
 

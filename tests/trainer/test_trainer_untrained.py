@@ -162,8 +162,13 @@ def test_how_sentences_are_pooled_goes_along(check: Any, bases: Any, tmp_path: P
     ]
     (tmp_path / "base" / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "base" / "1_Pooling").mkdir()
-    (tmp_path / "base" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     rows = [{"text": f"a{at}", "pair": "b", "score": at} for at in range(9)]
+    (fault,) = check("embeddings", tmp_path / "base", train=rows)
+    assert "there is no 1_Pooling/config.json, which says how its vectors are pooled" in fault
+    (tmp_path / "base" / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    (fault,) = check("embeddings", tmp_path / "base", train=rows)
+    assert "its pooling is 'of another kind'; supported are cls, max and mean" in fault
+    (tmp_path / "base" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     done = check("embeddings", tmp_path / "base", train=rows)
     pooling = json.loads((Path(done.trees["base"]) / "pooling.json").read_text())
     assert pooling == {"pooling": "cls", "normalise": False}

@@ -26,15 +26,24 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "audio-classification": ("audio", "label"),
     "speech-recognition": ("audio", "text"),
 }
-# What an exported model is measured by, and what a gate can bound. Of every task: the median time of one answer (ms),
-# the artifact's bytes, and how near its answers (share) and numbers are to the source's. Quality on the test split, by
-# task: accuracy, f1 (macro), loss (classification); accuracy and f1 of entities (token-classification); exact_match and
-# f1 of words (question-answering); spearman and pearson (embeddings); loss, perplexity and accuracy of the next token
-# (text-generation); bleu and chrf (translation); rouge1, rouge2 and rougeL (summarisation); wer and cer (speech).
-METRICS = (
-    "accuracy", "f1", "loss", "exact_match", "spearman", "pearson", "perplexity", "bleu", "chrf", "rouge1", "rouge2",
-    "rougeL", "wer", "cer", "latency_ms_p50", "size_bytes", "agreement", "max_abs_diff", "mean_abs_diff",
-)  # fmt: skip
+# What an exported model is measured by on the test split, by task (`f1`: the macro average, of entities, or of words;
+# `accuracy`, `loss` and `perplexity` of text-generation are of the next token).
+QUALITY: dict[str, tuple[str, ...]] = {
+    "text-classification": ("accuracy", "f1", "loss"),
+    "token-classification": ("accuracy", "f1"),
+    "question-answering": ("exact_match", "f1"),
+    "embeddings": ("spearman", "pearson"),
+    "text-generation": ("perplexity", "loss", "accuracy"),
+    "translation": ("bleu", "chrf"),
+    "summarisation": ("rouge1", "rouge2", "rougeL"),
+    "image-classification": ("accuracy", "f1", "loss"),
+    "audio-classification": ("accuracy", "f1", "loss"),
+    "speech-recognition": ("wer", "cer"),
+}
+# And whatever its task: the median time of one answer (ms), the artifact's bytes, how near its answers (share) and
+# numbers are to the source's. A gate can bound these and those of its task.
+MEASURES = ("latency_ms_p50", "size_bytes", "agreement", "max_abs_diff", "mean_abs_diff")
+METRICS = tuple(dict.fromkeys(name for names in (*QUALITY.values(), MEASURES) for name in names))
 
 JobState = Literal[
     "queued", "checking", "training", "exporting", "deploying", "cancelling",
