@@ -135,7 +135,7 @@ def wish(state: State, name: str) -> Wish | None:
         return None
     change = deployment.change
     owner = state.jobs.get(change.job)
-    if change.resources is None or any(_hopeless(replica) for replica in deployment.replicas.values()):
+    if change.resources is None:
         return None
     return Wish(
         name, change.job, change.tenant, change.version, change.resources, deployment.request, deployment.wanted,

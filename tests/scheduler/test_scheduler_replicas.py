@@ -185,3 +185,15 @@ def test_two_replicas_push_two_trainings_aside_and_no_third_whichever_stops_firs
             world.settle()
         assert len(world.said(TaskPreempting)) == 2
         assert sorted(world.said(DeploymentChanged)[-1].leases) == sorted(event.node for event in asked)
+
+
+def test_one_replica_that_can_not_be_loaded_does_not_keep_a_lost_one_from_moving(world: Any) -> None:
+    for name in "ab":
+        world.node(name, cpus=8, memory=16 * GIB, gpus=1)
+    world.submit("j", deploy=2, replica=ONE)
+    world.run("j")
+    generation = world.deployed["a", "j"].generation
+    world.say(ReplicaFailed("j", "default", "a", generation, Problem("no", "no"), "j", retryable=False))
+    world.lose("b")
+    world.node("c", cpus=8, memory=16 * GIB, gpus=1).settle()
+    assert set(world.said(DeploymentChanged)[-1].leases) == {"a", "c"}
