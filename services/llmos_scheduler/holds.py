@@ -20,7 +20,8 @@ LOOKED_AT = 32  # nodes that are looked at closely to find the first that comes 
 
 @dataclass(slots=True)
 class Held:
-    """A node. `true` is what is free, `left` what is or will be there beyond what is held, the lesser of both is shown.
+    """A node. `true` is what is free, `left` what is or will be there beyond what is held; `shown` the lesser of both,
+    and never more than before: what failed on the node in this plan would fail again.
 
     `until`: who ends by then may use all that is free (0: nobody). `owner` holds it; `head`: as the first of its queue
     that waits, and not for what a preemption freed.
@@ -28,6 +29,7 @@ class Held:
 
     true: Room
     left: Room
+    shown: Room
     until: int
     owner: Work
     head: bool
@@ -61,8 +63,9 @@ class Holds:
         for row, gpus in spots:
             held = self.rows.get(row)
             if held is None or held.head:
-                true = self.ground.room(row) if held is None else held.true
-                held = self.rows[row] = Held(true, self.coming(row), 0, work, False)
+                room = self.ground.room(row)
+                true = room.copy() if held is None else held.true
+                held = self.rows[row] = Held(true, self.coming(row), room, 0, work, False)
             held.left.move(self.ground.part(work, gpus), gpus, -1)
             self._show(row)
 
@@ -85,7 +88,7 @@ class Holds:
                     if end_of(lease[0]) <= at or lease[0].id in self.leaving:
                         left.move(self.ground.part(*lease), lease[1], 1)
             left.move(part, gpus, -1)
-            self.rows[row] = Held(true, left, 0 if at == LAST else at, work, True)
+            self.rows[row] = Held(true, left, true.copy(), 0 if at == LAST else at, work, True)
             self._show(row)
 
     def take(self, row: int, shape: Shape, gpus: Sequence[int], end: int) -> bool:
@@ -96,6 +99,7 @@ class Holds:
         held.true.move(shape, gpus, -1)
         if not (held.until and end <= held.until):
             held.left.move(shape, gpus, -1)
+            held.shown.move(shape, gpus, -1)
         self._show(row)
         return True
 
@@ -119,7 +123,8 @@ class Holds:
 
     def _show(self, row: int) -> None:
         held = self.rows[row]
-        self.ground.cluster.put(row, held.true.least(held.left))
+        held.shown = held.shown.least(held.true).least(held.left)
+        self.ground.cluster.put(row, held.shown)
 
     def _leaving_on(self, row: int) -> list[Lease]:
         return [lease for id, lease in self.ground.leases[row].items() if id in self.leaving]
@@ -209,26 +214,30 @@ def _free_at(ground: Ground, shape: Shape, row: int, leaving: set[str], now: int
 
 def _soonest_anywhere(ground: Ground, work: Work, rows: Ints, leaving: set[str], now: int) -> tuple[int, Spots] | None:
     shape = work.shape
-    free: dict[int, list[int]] = {}
-    ends: list[tuple[int, int, tuple[int, ...]]] = []
-    total = 0
-    for row in rows.tolist():
-        able, room = ground.able(shape, row), ground.room(row)
-        free[row] = [gpu for gpu, milli in enumerate(room.milli) if able[gpu] and milli == WHOLE]
-        total += sum(able)
-        for other, gpus in ground.leases[row].values():
-            end = now if other.id in leaving else max(now, end_of(other))
-            ends.append((end, row, tuple(gpu for gpu in gpus if able[gpu])))
-    if total < shape.gpus:
+    rooms = {row: ground.room(row) for row in rows.tolist()}
+    ables = {row: ground.able(shape, row) for row in rooms}
+    ends: list[tuple[int, int, int, str]] = []
+    if sum(map(sum, ables.values())) < shape.gpus:
         return None
-    count = sum(map(len, free.values()))
+    for row in rooms:
+        for other, _ in ground.leases[row].values():
+            end = now if other.id in leaving else max(now, end_of(other))
+            ends.append((end, other.number, row, other.id))
+    free = {row: _whole(room, ables[row]) for row, room in rooms.items()}
     ends.sort()
-    for index, (end, row, gpus) in enumerate(ends):
-        if count >= shape.gpus or end == LAST:
+    for index, (end, _, row, id) in enumerate(ends):
+        if end == LAST:
             break
-        free[row] += gpus
-        count += len(gpus)
-        if count >= shape.gpus and (index + 1 == len(ends) or ends[index + 1][0] > end):
-            spots = pick_anywhere({row: list(reversed(gpus)) for row, gpus in free.items() if gpus}, shape.gpus)
-            return end, tuple((row, tuple(sorted(gpus))) for row, gpus in spots or ())
-    return LAST, tuple((row, tuple(sorted(gpus))) for row, gpus in free.items() if gpus)
+        other, gpus = ground.leases[row][id]
+        rooms[row].move(ground.part(other, gpus), gpus, 1)
+        if index + 1 == len(ends) or ends[index + 1][0] > end:
+            then = {row: _whole(room, ables[row]) for row, room in rooms.items()}
+            late = {row: sorted(gpus, key=lambda gpu: (gpu in free[row], gpu)) for row, gpus in then.items() if gpus}
+            spots = pick_anywhere(late, shape.gpus)
+            if spots is not None:
+                return end, tuple((row, tuple(sorted(gpus))) for row, gpus in spots)
+    return LAST, tuple((row, tuple(gpus)) for row, gpus in free.items() if gpus)
+
+
+def _whole(room: Room, able: Sequence[bool]) -> list[int]:
+    return [gpu for gpu, milli in enumerate(room.milli) if able[gpu] and milli == WHOLE]

@@ -266,7 +266,7 @@ class Planner:
         """Work of one key fits the same nodes, and may push the same work aside if its rank says so."""
         priority = work.priority if line.order.preempts == "priority" else 0
         siblings = (work.spread, *sorted(work.apart)) if work.apart else ()
-        return work.shape, work.nodes, work.latency, priority, siblings, self._access.key(work, line.path)
+        return work.shape, work.nodes, work.latency, work.family, priority, siblings, self._access.key(work, line.path)
 
     def _count(self, run: Run) -> None:
         work = run.work

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+import numpy as np
+
 from llmos_scheduler.choice import choose
 from llmos_scheduler.cluster import Mask, Room
 from llmos_scheduler.ground import Access, Ground, Run, Spots
@@ -39,32 +41,38 @@ class Facts:
 
 @dataclass(slots=True)
 class Cursor:
-    """One line while a plan is made. `extra`: heads of sleeping groups that are to be looked at all the same."""
+    """One line while a plan is made. Work of sleeping groups is looked at in its turn as well, since it may hold a
+    reservation or push others aside; `seen` are the groups of which that is done, `stash` what it took off the line."""
 
     line: Line
-    extra: list[Item] = field(default_factory=list)
     blocked: Work | None = None  # the first that could not start
     served: bool = False  # one started, or will
     preempts: bool = False  # some of it may push others aside
     closed: bool = False
     short: bool = False  # only work that ends before a reservation is looked for
+    seen: set[int] = field(default_factory=set)
+    stash: list[Item] = field(default_factory=list)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether work goes by area now: what fits first, then what might push others aside."""
+        return self.blocked is not None and self.line.order.narrows
 
     def next(self) -> Entry | None:
         """Who is next by rank."""
         if self.closed:
             return None
-        narrow = self.blocked is not None and self.line.order.narrows
-        awake = self.line.next_awake(narrow)
-        while self.extra and (self.extra[0][2].out or not self.extra[0][2].alive):
-            heappop(self.extra)
-        if not self.extra or narrow or (awake is not None and awake.rank < self.extra[0][0]):
+        awake = self.line.next_awake(self.narrow)
+        asleep = self._next_asleep() if self.blocked is None or self.preempts else None
+        if asleep is None or (awake is not None and (self.narrow or awake.rank < asleep.rank)):
             return awake
-        return self.extra[0][2]
+        return asleep
 
-    def examined(self, entry: Entry) -> None:
-        """The entry is not to be looked at again as one of a sleeping group."""
-        if self.extra and self.extra[0][2] is entry:
-            heappop(self.extra)
+    def _next_asleep(self) -> Entry | None:
+        tops = self.line.asleep
+        while (entry := self.line.next_asleep()) is not None and id(entry.group) in self.seen:
+            self.stash.append(heappop(tops))
+        return entry
 
 
 class Planning:
@@ -83,8 +91,9 @@ class Planning:
         self.more = False
         self.retry = LAST  # when time alone may have changed the plan
         self._cursors: dict[str, Cursor] = {}
+        self._families: dict[str, list[int]] = {}  # where work of a family goes by this plan
         self._rooms: dict[int, Room] = {}  # of nodes that woke groups
-        self.aside: list[Group] = []  # groups that a limit keeps back
+        self.aside: list[Group] = []  # groups that a limit or their siblings keep back
         self._shut: dict[str, Work] = {}  # limited queues in which one has waited too long to be passed
 
     # --- the loop ---
@@ -101,15 +110,15 @@ class Planning:
                 return
             cursor = self._cursors[turn]
             if cursor.short:
-                self._fill(cursor)
+                self._fill(cursor, limit)
                 self.shares.withdraw(turn)
                 continue
             entry = cursor.next()
             if entry is not None:
+                self._serve(cursor, entry)
                 if len(self.starts) >= limit:
                     self.more = True
                     return
-                self._serve(cursor, entry)
             self._offer(turn, cursor)
 
     def close(self) -> None:
@@ -118,6 +127,9 @@ class Planning:
         for group in self.aside:
             group.asleep = False
             group.line.show(group)
+        for cursor in self._cursors.values():
+            for item in cursor.stash:
+                heappush(cursor.line.asleep, item)
         started = {id(entry) for entry, _ in self.taken}
         for entry in self.popped:
             if id(entry) not in started:
@@ -131,16 +143,7 @@ class Planning:
         self.shares.charge(work.queue, amounts(work.shape, work.nodes), sign)
 
     def _open(self, name: str, cursor: Cursor) -> None:
-        line = cursor.line
-        cursor.preempts = self._may_preempt(line)
-        if cursor.preempts:
-            groups: Iterable[Group] = [group for group in line.groups.values() if group.asleep]
-        else:
-            top = line.top()
-            groups = [top.group] if top is not None and top.group.asleep else []
-        for group in groups:
-            if group.head() is not None:
-                heappush(cursor.extra, group.ranked[0])
+        cursor.preempts = self._may_preempt(cursor.line)
         self._offer(name, cursor)
 
     def _offer(self, name: str, cursor: Cursor) -> None:
@@ -155,11 +158,12 @@ class Planning:
 
     def _serve(self, cursor: Cursor, entry: Entry) -> None:
         work, group = entry.work, entry.group
-        cursor.examined(entry)
         if not group.asleep and not self._might_fit(group):
-            self.facts.sleepers.add(group)
-            if cursor.blocked is not None and not cursor.preempts:
+            self._sleep(group)
+            if cursor.blocked is not None and (cursor.narrow or not cursor.preempts):
                 return
+        if group.asleep:
+            cursor.seen.add(id(group))
         if work.id in self.promised:
             self._pop(entry)
             return
@@ -172,13 +176,24 @@ class Planning:
             if spots is not None:
                 self._start(entry, spots)
                 return
-            self.facts.sleepers.add(group)
+            if work.family in self._families:
+                self._set_aside(group)
+                group.line.show(group)
+            else:
+                self._sleep(group)
+            if cursor.narrow:
+                return
+            cursor.seen.add(id(group))
         if self._make_room(cursor, entry):
+            cursor.seen.discard(id(group))
             self._pop(entry)
-            if group.asleep and group.head() is not None:
-                heappush(cursor.extra, group.ranked[0])
         else:
             self._block(cursor, work, group)
+
+    def _sleep(self, group: Group) -> None:
+        """The group fits nowhere."""
+        self.facts.sleepers.add(group)
+        group.line.show(group)
 
     def _might_fit(self, group: Group) -> bool:
         """Whether any of the nodes that woke the group may still have room: no others have."""
@@ -199,9 +214,13 @@ class Planning:
 
     def _barred(self, work: Work) -> Mask | None:
         access = self.facts.access
-        if not access.reservations:
-            return None
-        return access.barred(self.ground, access.key(work, self.shares.add(work.queue)), self.now)
+        barred = access.barred(self.ground, self._access_key(work), self.now) if access.reservations else None
+        siblings = self._families.get(work.family)
+        if not siblings:
+            return barred
+        mask = np.zeros(len(self.ground.names), dtype=np.bool_) if barred is None else barred.copy()
+        mask[siblings] = True
+        return mask
 
     def _start(self, entry: Entry, spots: Spots) -> None:
         work = entry.work
@@ -212,9 +231,8 @@ class Planning:
             part = self.ground.part(work, gpus)
             if not self.holds.take(row, part, gpus, end):
                 self.ground.cluster.move(row, part, gpus, -1)
-        self._charge(work, 1)
+        self._meet(work, spots)
         self.starts.append(Start(work, self.ground.places(spots)))
-        self._cursors[work.queue].served = True
         self.taken.append((entry, spots))
         self._pop(entry)
 
@@ -233,13 +251,18 @@ class Planning:
     def _pass_limited(self, cursor: Cursor, entry: Entry, limited: str) -> None:
         """Others may pass what a limit keeps back for `hold`; then they wait as well, until it fits."""
         work, group = entry.work, entry.group
-        if self.shares.possible(work.queue, work.gpu_milli):
+        if cursor.blocked is None and self.shares.possible(work.queue, work.gpu_milli):
             if work.wait(self.now) >= self.facts.rules.hold:
                 self._shut.setdefault(limited, work)
             else:
                 self.retry = min(self.retry, work.since + self.facts.rules.hold)
             cursor.closed = not cursor.line.order.skips
-        if not group.asleep:  # all of it asks for as much: look no more at it in this plan
+        cursor.seen.add(id(group))  # all of it asks for as much
+        self._set_aside(group)
+
+    def _set_aside(self, group: Group) -> None:
+        """Look no more at the group in this plan."""
+        if not group.asleep:
             group.asleep = True
             self.aside.append(group)
 
@@ -279,7 +302,7 @@ class Planning:
             if not self._pinned(other, cursor.line)
         )
 
-    def _fill(self, cursor: Cursor) -> None:
+    def _fill(self, cursor: Cursor, limit: int) -> None:
         """Start what ends before the reservation of the node on which it fits."""
         order = cursor.line.order
         untils = {row: held.until for row, held in self.holds.rows.items() if held.until}
@@ -304,7 +327,7 @@ class Planning:
             held = self.holds.rows.get(row)
             room = held.true if held is not None else self.ground.room(row)
             gpus = room.devices(work.shape, self.ground.able(work.shape, row))
-            if gpus is not None:
+            if gpus is not None and len(self.starts) < limit:
                 started.add(id)
                 self._start(entry, ((row, gpus),))
 
@@ -332,10 +355,16 @@ class Planning:
 
     def _promise(self, work: Work, spots: Spots) -> None:
         self.promised[work.id] = work
-        self._cursors[work.queue].served = True
         self.holds.promise(work, spots)
         self._rooms.clear()
+        self._meet(work, spots)
+
+    def _meet(self, work: Work, spots: Spots) -> None:
+        """The work has got, or will get, what it asks for."""
         self._charge(work, 1)
+        self._cursors[work.queue].served = True
+        if work.family:
+            self._families.setdefault(work.family, []).extend(row for row, _ in spots)
 
     def _may_preempt(self, line: Line) -> bool:
         """Whether any work of the line might push others aside."""

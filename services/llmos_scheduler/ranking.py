@@ -61,8 +61,8 @@ class BestFit(FirstFit):
     def costs(self, shape: Shape, rows: Rows = ALL) -> Costs:
         cluster = self.cluster
         fit, _ = cluster.fitting(shape, rows)
-        left = (cluster.cpus[rows] - shape.cpus) / max(1, max(machine.cpus for machine in cluster.kinds))
-        left += (cluster.memory[rows] - shape.memory) / max(1, max(machine.memory for machine in cluster.kinds))
+        left = (cluster.cpus[rows] - shape.cpus) / max([1, *(machine.cpus for machine in cluster.kinds)])
+        left += (cluster.memory[rows] - shape.memory) / max([1, *(machine.memory for machine in cluster.kinds)])
         left += (cluster.milli[rows].sum(axis=1) - shape.demand) / max(1, cluster.width * WHOLE)
         return np.where(fit, left * (NEVER // 4), NEVER).astype(np.int32)
 

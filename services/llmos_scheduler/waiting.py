@@ -79,13 +79,13 @@ def _head(heap: list[Item], bit: int) -> Entry | None:
 
 
 class Line:
-    """One leaf queue. Invariant: the head of every group is in `tops`, and in `awake` unless the group sleeps; who is
-    smallest in a group that does not sleep is in `narrow`, if the order narrows."""
+    """One leaf queue. Invariant: the head of every group is in `asleep` or `awake`, and who is smallest of a group that
+    does not sleep in `narrow`, if the order narrows."""
 
     def __init__(self, name: str, order: Order, path: list[str]) -> None:
         self.name, self.order, self.path = name, order, path
         self.groups: dict[Key, Group] = {}
-        self.tops: list[Item] = []
+        self.asleep: list[Item] = []
         self.awake: list[Item] = []
         self.narrow: list[Item] = []
         self.expiries: list[tuple[int, int, Entry]] = []
@@ -135,16 +135,20 @@ class Line:
 
     def show(self, group: Group) -> None:
         """Whoever is the group's head now can be found."""
-        if group.head() is not None:
-            heappush(self.tops, group.ranked[0])
-            if not group.asleep:
-                heappush(self.awake, group.ranked[0])
-                if self.order.narrows and group.smallest() is not None:
-                    heappush(self.narrow, group.sized[0])
+        if group.head() is None:
+            return
+        heappush(self.asleep if group.asleep else self.awake, group.ranked[0])
+        if not group.asleep and self.order.narrows and group.smallest() is not None:
+            heappush(self.narrow, group.sized[0])
 
     def top(self) -> Entry | None:
         """Who ranks best of all that wait."""
-        return _peek(self.tops, lambda entry: entry.group.head() is entry)
+        found = [entry for entry in (self.next_asleep(), self.next_awake(False)) if entry is not None]
+        return min(found, key=lambda entry: entry.rank, default=None)
+
+    def next_asleep(self) -> Entry | None:
+        """Who ranks best of those that sleep."""
+        return _peek(self.asleep, lambda entry: entry.group.asleep and entry.group.head() is entry)
 
     def next_awake(self, narrow: bool) -> Entry | None:
         """Who ranks best of those that are not asleep, or (`narrow`) is the smallest."""

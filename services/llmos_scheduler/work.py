@@ -22,7 +22,8 @@ class Work(Job):
     any number of nodes, and it asks for nothing else). `latency`: serves requests, so it preempts preemptible training
     at once and is never preempted by it. `saved`: when its last checkpoint of this run was (-1: loses nothing).
     Wishes: `avoid` is the node where it failed last, `near` the nodes that hold its artifacts, `spread` a label over
-    whose values it is spread from `apart`; it never goes to a node of `apart`, since its siblings are there.
+    whose values it is spread from `apart`; it never goes to a node of `apart`, since its siblings are there, nor
+    to one that another work of its `family` gets in the same plan.
     Facts of a preemption: `room` are the nodes on which room was or is being made for it while it waits; `gives_way`,
     while it runs, is the id of the work for which it was asked to stop.
     """
@@ -39,6 +40,7 @@ class Work(Job):
     near: frozenset[str] = frozenset()
     spread: str = ""
     apart: frozenset[str] = frozenset()
+    family: str = ""
     room: frozenset[str] = frozenset()
     gives_way: str = ""
 

@@ -69,6 +69,7 @@ def replica_works(state: State, wish: Wish, deployment: Deployment | None) -> It
             latency=True,
             spread=wish.spread,
             apart=taken,
+            family=wish.name,
             room=frozenset(state.rooms.get(id, ())),
         )
 
