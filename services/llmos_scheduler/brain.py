@@ -153,7 +153,7 @@ class Brain:
             self.planner.set_queues(_queue(settings) for settings in state.queues)
         for name, made in state.reservations.items():
             if self._reserved.get(name) is not made:
-                self.planner.reserve(_reservation(made))
+                self.planner.reserve(reservation_of(made))
         for name in self._reserved.keys() - state.reservations.keys():
             self.planner.unreserve(name)
         self._reserved = dict(state.reservations)
@@ -288,7 +288,8 @@ def _queue(said: QueueSettings) -> Queue:
     return Queue(said.name, policy, said.weight if said.weight > 0 else 1.0, said.quota, said.limit)
 
 
-def _reservation(made: ReservationMade) -> Reservation:
+def reservation_of(made: ReservationMade) -> Reservation:
+    """The reservation in the planner's words."""
     return Reservation(
         name=made.reservation,
         nodes=frozenset(made.nodes),

@@ -10,12 +10,13 @@ import msgspec
 
 from llmos.contracts.jobs import Explanation, Obstacle
 from llmos_scheduler import rollout
-from llmos_scheduler.brain import Brain
+from llmos_scheduler.brain import Brain, reservation_of
 from llmos_scheduler.lifecycle import stopping
 from llmos_scheduler.order import ORDERS
 from llmos_scheduler.placement import by_node, first_end, soonest, waiting_tasks
 from llmos_scheduler.records import Job, State, Task, TurnedAway
 from llmos_scheduler.remedies import remedies, too_large
+from llmos_scheduler.views_cluster import upward
 from llmos_scheduler.work import Cause, Verdict
 from llmos_scheduler.works import milliseconds, task_work
 
@@ -64,7 +65,7 @@ def waiting(
         where = list(verdict.starts_on)
         summary = f"{kind} {starts} now on {_names(where)}."
         return Explanation(job.id, job.state, summary, earliest_start=now, starts_on=where)
-    reasons, _ = by_node(state, task.kind, task.request)
+    reasons, _ = by_node(state, task.kind, task.request, _barred(state, job, now))
     victims = owners(verdict.preempts) or [other.job for other in state.live_tasks() if other.gives_way == task.id]
     if victims:
         have = "has" if len(victims) == 1 else "have"
@@ -109,9 +110,22 @@ def _by_their_word(state: State, task: Task, obstacles: Sequence[Obstacle], now:
     return soonest(state, task, now) if kinds <= HARDWARE and task.request.nodes == 1 else None
 
 
+def _barred(state: State, job: Job, now: float) -> dict[str, str]:
+    """Nodes that are reserved for others at this moment."""
+    time, queues = milliseconds(now), upward(job.spec.queue)
+    barred: dict[str, str] = {}
+    for made in state.reservations.values():
+        held = reservation_of(made)
+        if held.start <= time and (held.end is None or time < held.end) and not held.admits(queues, job.tenant):
+            barred |= dict.fromkeys(made.nodes, f"is reserved ({made.reservation})")
+    return barred
+
+
 def _cause(cause: Cause) -> Obstacle:
     """The planner's cause in the contract's words."""
-    message = re.sub(r"\b1 (node|GPU)s\b", r"1 \1", cause.message.replace(" of no GPUs", " without GPUs"))
+    message = cause.message.replace(" of no GPUs", " without GPUs")
+    message = re.sub(r"^1 nodes (that could hold it |)are", r"1 node \1is", message)
+    message = re.sub(r"^1 nodes\b", "1 node", message)
     return Obstacle(cause.kind, message, cause.node_class, cause.nodes, owners(cause.held_by))
 
 

@@ -1,8 +1,9 @@
 """What each node has free and lacks for a request, in words, for `explain`: the planner decides. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 
 from llmos.contracts.nodes import Gpu
 from llmos.contracts.tasks import Kind
@@ -188,11 +189,12 @@ def first_end(state: State, jobs: Sequence[str], milli: int, now: float) -> floa
 
 def expected_end(task: Task, now: float) -> float:
     """When a task that holds a lease ends: by its worker's word, else as earlier runs of its like took; else never."""
+    end = inf
     if "eta" in task.progress:
-        return max(now, task.seen_at + task.progress["eta"])
-    if task.expected is not None and task.placed_at is not None:
-        return max(now, task.placed_at + task.expected - task.done)
-    return inf
+        end = task.seen_at + task.progress["eta"]
+    elif task.expected is not None and task.placed_at is not None:
+        end = task.placed_at + task.expected - task.done
+    return end if end > now else inf  # it is late: nobody knows
 
 
 def waiting_tasks(state: State, now: float) -> list[tuple[Job, Task]]:
@@ -208,8 +210,13 @@ def waiting_tasks(state: State, now: float) -> list[tuple[Job, Task]]:
     return sorted(waiting, key=lambda pair: (-pair[0].spec.priority, pair[0].number))
 
 
-def by_node(state: State, kind: str, request: Request) -> tuple[list[str], list[str]]:
-    """Why each node can't take the work now (nodes of a class together if there are many), and the nodes that could."""
+def by_node(
+    state: State, kind: str, request: Request, barred: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[str], list[str]]:
+    """Why each node can't take the work now (nodes of a class together if there are many), and the nodes that could.
+
+    `barred`: why it may not use a node at all, by the node's name.
+    """
     found = rooms(state)
     taken = any(node.runs(kind) for node in state.nodes.values())
     told: list[str] = []
@@ -219,6 +226,8 @@ def by_node(state: State, kind: str, request: Request) -> tuple[list[str], list[
         if taken and node.alive and not node.runs(kind):
             continue  # it is there for something else
         what, why = obstacle(node, found.get(name), kind, request)
+        if name in barred and what in ("", "resources"):
+            what, why = "reservation", barred[name]
         if not what:
             open_nodes.append(name)
         elif len(state.nodes) <= MOST_NODES:

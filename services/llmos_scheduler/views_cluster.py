@@ -74,7 +74,7 @@ def view_queues(state: State, now: float) -> QueueList:
     waiting: dict[str, int] = {}
 
     def count(found: dict[str, float] | dict[str, int], queue: str, amount: float) -> None:
-        for path in _upward(queue):
+        for path in upward(queue):
             found[path] = found.get(path, 0) + amount  # type: ignore[assignment]
 
     for name, use in state.usage.uses.items():
@@ -87,7 +87,7 @@ def view_queues(state: State, now: float) -> QueueList:
             count(running if task.live else waiting, job.spec.queue, 1)
     known = {queue.name: queue for queue in state.queues}
     busy = {name for found in (running, waiting) for name in found} | {name for name, held in gpus.items() if held}
-    names = {path for name in known.keys() | busy for path in _upward(name)}
+    names = {path for name in known.keys() | busy for path in upward(name)}
     views = []
     for name in sorted(names):
         queue = known.get(name, QueueSettings(name))
@@ -107,7 +107,7 @@ def view_queues(state: State, now: float) -> QueueList:
     return QueueList(views)
 
 
-def _upward(queue: str) -> list[str]:
+def upward(queue: str) -> list[str]:
     """The queue and those above it."""
     parts = queue.split("/")
     return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]

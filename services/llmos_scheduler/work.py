@@ -135,5 +135,6 @@ class Reservation:
     end: int | None = None
 
     def admits(self, above: Iterable[str], tenant: str) -> bool:
-        """Whether work of the tenant, in a queue with these paths (itself and those above it), may use the nodes."""
-        return tenant in self.tenants or not self.queues.isdisjoint(above)
+        """Whether work of the tenant, in a queue with these paths (itself and those above it), may use the nodes: both
+        have to be named, but no queues, or no tenants, means any."""
+        return (not self.queues or not self.queues.isdisjoint(above)) and (not self.tenants or tenant in self.tenants)

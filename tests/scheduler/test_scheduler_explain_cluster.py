@@ -99,7 +99,22 @@ def test_reserved_and_cordoned_nodes_are_told_apart(shared: Any) -> None:
     assert kinds(answer) >= {"cordon", "reservation"}
     assert "Let a node take work again: llmos uncordon gpu-1." in answer.remedies
     assert "Wait for the reservation's end, or end it (exam): llmos unreserve." in answer.remedies
-    assert "gpu-1: is cordoned: fan" in answer.reasons
+    assert answer.reasons == ["gpu-1: is cordoned: fan", "gpu-2: is reserved (exam)"]
+    assert next(one.message for one in answer.waits_for if one.kind == "reservation").startswith("1 node is reserved")
+
+
+def test_a_reservation_for_a_tenant_of_a_queue_is_for_nobody_else(world: Any, spec_of: Callable[..., JobSpec]) -> None:
+    world.node("a", cpus=8, gpus=2)
+    world.say(ReservationMade("exam", ["a"], "students", "ann"))
+    world.settle()
+
+    def starts(queue: str, tenant: str) -> bool:
+        spec = spec_of(queue=queue, tenant=tenant, gpus=1)
+        return bool(foresee(world.state, world.brain, spec, world.now).starts_on)
+
+    assert starts("students/late", "ann")
+    assert not starts("students", "bob")
+    assert not starts("research", "ann")
 
 
 def test_a_gang_says_how_many_nodes_it_needs_and_how_many_have_room(
