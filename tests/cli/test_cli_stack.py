@@ -30,6 +30,21 @@ async def test_a_stack_comes_up_is_seen_and_goes_down_and_its_audit_log_verifies
     await check_audit(llmos)
 
 
+async def test_a_log_is_followed_beyond_the_moment_in_which_it_begins_anew(llmos: Commands, tmp_path: Path) -> None:
+    log = tmp_path / "data" / "logs" / "talker.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one of many lines\n" * 5)
+    llmos.env["LLMOS_DATA_DIR"] = str(tmp_path / "data")
+    process = await llmos.start("logs", "talker", "-f", "-n", "1")
+    assert await process.stdout.readline() == b"one of many lines\n"
+    log.rename(log.with_name("talker.log.1"))  # as the stack does with one that is full
+    log.write_text("anew\n")
+    async with asyncio.timeout(10):
+        assert await process.stdout.readline() == b"anew\n"
+    process.send(signal.SIGINT)
+    assert (await process.done()).code == 130
+
+
 async def say_something(nats_url: str) -> None:
     bus = await Bus.connect(nats_url, source="test/node")
     for number in range(3):
