@@ -298,7 +298,7 @@ async def test_what_no_attempt_can_mend_is_not_retryable(stack: Stack) -> None:
     assert not swapped.retryable and "kind 'dataset'" in swapped.problem.message
     absent = await failure(stack, "absent", inputs=stack.inputs | {"model": nowhere})
     assert not absent.retryable and absent.problem.code == "not_found"
-    unknown = await failure(stack, "unknown-task", task="translation")
+    unknown = await failure(stack, "unknown-task", task="telepathy")
     assert not unknown.retryable and unknown.problem.param == "task"
 
 
