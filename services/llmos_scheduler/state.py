@@ -259,7 +259,7 @@ _FOLDS: dict[type[Struct], tuple[Callable[[State, Any, float, str], None], Calla
     jobs.JobDeployed: (_on_deployed, _job),
     tasks.TaskPlaced: (state_tasks.on_placed, _job),
     tasks.TaskStarted: (state_tasks.on_sign_of_life, None),  # signs of life move no deadline forward
-    tasks.TaskProgressed: (state_tasks.on_sign_of_life, None),
+    tasks.TaskProgressed: (state_tasks.on_progressed, None),
     tasks.TaskCheckpointed: (state_tasks.on_sign_of_life, None),
     tasks.TaskSucceeded: (state_tasks.on_succeeded, _job),
     tasks.TaskFailed: (state_tasks.on_failed, _job),
