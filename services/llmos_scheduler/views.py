@@ -57,7 +57,7 @@ def view_job(job: Job | TurnedAway, *, whole: bool = True) -> JobView:
         model=job.version.model if job.version else "",
         version=job.version.version if job.version else None,
         metrics=job.version.metrics if job.version else export.metrics if export.state == "refused" else {},
-        tasks=[_view_task(job.tasks[kind]) for kind in KINDS] if whole else [],
+        tasks=[_view_task(job.tasks[kind]) for kind in KINDS if kind in job.tasks] if whole else [],
         spec=spec if whole else None,
         faults=[fault for task in job.tasks.values() for fault in task.faults],
         problem=job.problem or _last_problem(job),
