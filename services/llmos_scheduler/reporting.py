@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from llmos.contracts import deployments, jobs, nodes, tasks
+from llmos.contracts import deployments, jobs, leader, nodes, queues, tasks
 from llmos.telemetry import Telemetry
 from llmos_scheduler.records import State, Task
 
@@ -19,7 +19,11 @@ _TASK_ENDS: dict[type[Struct], str] = {
 _JOB_ENDS = (
     jobs.JobRejected, jobs.JobCancelled, jobs.JobFailed, jobs.JobRefused, jobs.JobSucceeded, jobs.JobDeployed,
 )  # fmt: skip
-_OTHERS = (nodes.WorkerJoined, nodes.WorkerLost, nodes.NodeLost, deployments.DeploymentChanged)
+_OTHERS = (
+    nodes.WorkerJoined, nodes.WorkerLost, nodes.NodeLost, nodes.NodeCordoned, nodes.NodeUncordoned,
+    queues.QueuesChanged, queues.ReservationMade, queues.ReservationEnded, leader.LeaderElected,
+    deployments.DeploymentChanged,
+)  # fmt: skip
 
 
 class Reporting:
@@ -35,6 +39,8 @@ class Reporting:
             self._log.info("job admitted", job=event.job, tenant=event.spec.tenant, priority=event.spec.priority)
         elif isinstance(event, tasks.TaskPlaced):
             self._on_placed(state, event, at)
+        elif isinstance(event, tasks.TaskPreempting):
+            self._on_preempting(event)
         elif type(event) in _TASK_ENDS:
             self._on_task_ended(state, event, _TASK_ENDS[type(event)], at)
         elif isinstance(event, _JOB_ENDS):
@@ -49,6 +55,11 @@ class Reporting:
         wait = max(0.0, at - max(task.waiting_since, task.not_before))
         self._telemetry.record("llmos.task.queue_wait", wait, kind=task.kind)
         self._log.info("task placed", task=task.id, node=task.node, lease=task.lease, attempt=task.attempt)
+
+    def _on_preempting(self, event: tasks.TaskPreempting) -> None:
+        whom = "nobody" if not event.by else "deployment" if event.by.startswith("deployment/") else "job"
+        self._telemetry.count("llmos.task.preempted", kind=event.kind, by=whom)
+        self._log.info("task gives way", task=event.task, node=event.node, by=event.by, why=event.reason)
 
     def _on_task_ended(self, state: State, event: Any, outcome: str, at: float) -> None:
         task = _task(state, event.job, event.task)

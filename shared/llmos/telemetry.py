@@ -30,6 +30,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "llmos.jobs.ended": ("{job}", "Jobs ended, by state"),
     "llmos.job.duration": ("s", "From submission to the end of a job, by state"),
     "llmos.task.queue_wait": ("s", "From the moment a task could run to its placement, by kind"),
+    "llmos.task.preempted": ("{task}", "Leases asked back, by kind and for whom (job, deployment, nobody: a drain)"),
     "llmos.task.duration": ("s", "From placement to the end of a task, by kind and outcome"),
     "llmos.train.steps": ("{step}", "Optimizer steps taken"),
     "llmos.inference.requests": ("{request}", "Requests answered, by model and outcome"),

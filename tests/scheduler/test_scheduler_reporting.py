@@ -3,6 +3,8 @@
 from typing import Any
 
 from llmos.contracts.jobs import Fault, JobRejected
+from llmos.contracts.queues import QueuesChanged, QueueSettings
+from llmos.contracts.tasks import TaskPreempting
 from llmos.telemetry import METRICS
 from llmos_scheduler.reporting import Reporting
 
@@ -76,3 +78,15 @@ def test_a_back_off_is_no_queue_wait(world: Any) -> None:
 def test_a_submission_that_was_turned_away_is_counted_as_rejected(world: Any) -> None:
     world.say(JobRejected("j", "acme", [Fault("name", "is missing")]))
     assert report(world) == [("llmos.jobs.submitted", 1, "rejected")]
+
+
+def test_a_preemption_is_counted_by_for_whom_it_was(world: Any) -> None:
+    where: dict[str, Any] = {"task": "j-train", "job": "j", "tenant": "a", "kind": "train", "lease": 1, "node": "a"}
+    for by in ("job-9", "deployment/reviews", ""):
+        world.say(TaskPreempting(**where, by=by))
+    world.say(QueuesChanged([QueueSettings("lab")], "ann"))
+    assert report(world) == [
+        ("llmos.task.preempted", 1, "train", "job"),
+        ("llmos.task.preempted", 1, "train", "deployment"),
+        ("llmos.task.preempted", 1, "train", "nobody"),
+    ]
