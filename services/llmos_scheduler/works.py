@@ -51,10 +51,13 @@ def saved(task: Task) -> int:
 
 
 def replica_works(state: State, wish: Wish, deployment: Deployment | None) -> Iterator[Work]:
-    """The replicas that wait for a node; the first that is missing has the number of those that are there."""
+    """The replicas that wait for a node; the first that is missing has the number of those that are there.
+
+    Those that are spread wait one after the other, since where the next may go depends on where the last one went.
+    """
     taken = frozenset(deployment.change.leases) | frozenset(deployment.vacating) if deployment else frozenset()
     first = wish.replicas - wish.missing
-    for place in range(first, wish.replicas):
+    for place in range(first, first + 1 if wish.spread else wish.replicas):
         id = f"deployment/{wish.name}/{place}"
         yield Work(
             id=id,
