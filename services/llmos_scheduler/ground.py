@@ -53,6 +53,7 @@ class Ground:
         )
         self._able: dict[tuple[frozenset[str], int, int], list[bool]] = {}
         self._holding: dict[Shape, Mask] = {}
+        self._enough: dict[tuple[Shape, int], bool] = {}
 
     def learn(self, counts: Mapping[Shape, int]) -> None:
         self._counts = counts
@@ -98,6 +99,7 @@ class Ground:
 
     def close(self, row: int, closed: bool) -> None:
         self.cluster.cordon(row, closed)
+        self._enough.clear()
         if not closed:
             self.free(row)
 
@@ -117,6 +119,13 @@ class Ground:
     def suits(self, shape: Shape, row: int) -> bool:
         """Whether the node is open and could hold the shape if it were empty."""
         return bool(self.holding(shape)[row] and self.cluster.open[row])
+
+    def enough(self, shape: Shape, nodes: int) -> bool:
+        """Whether as many open nodes could hold the shape if they were empty."""
+        key = shape, nodes
+        if key not in self._enough:
+            self._enough[key] = int((self.holding(shape) & self.cluster.open).sum()) >= nodes
+        return self._enough[key]
 
     def kinds(self, shape: Shape, nodes: int) -> Mask:
         """Which kinds of nodes could hold the shape if they were empty; for `nodes` 0, one of its GPUs."""

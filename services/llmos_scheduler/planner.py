@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from llmos.errors import Rejected
 from llmos_scheduler.cluster import Machine, Shape
 from llmos_scheduler.ground import Access, Ground, Run, Spots
+from llmos_scheduler.law import Facts
 from llmos_scheduler.order import LAST, ORDERS, next_change
-from llmos_scheduler.planning import Facts, Planning
+from llmos_scheduler.planning import Planning
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.ranking import RANKINGS
 from llmos_scheduler.shares import Shares
@@ -203,7 +204,7 @@ class Planner:
         made = Planning(facts, now)
         made.make([self._entries[id] for id in self._roomed], limit)
         made.close()
-        self._retry = made.retry
+        self._retry = min(made.retry, made.law.retry)
         for (entry, spots), start in zip(made.taken, made.starts, strict=True):
             self._tentative[entry.work.id] = entry, spots, start.places
         return made

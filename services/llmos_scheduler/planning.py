@@ -4,75 +4,25 @@ The best-ranked work of the queue whose turn it is gets free places, or room is 
 the first of a queue that must wait holds a reservation, which later work may use only as far as it delays nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from collections.abc import Iterable, Mapping
+from heapq import heappush
 
 import numpy as np
 
 from llmos_scheduler.choice import choose
 from llmos_scheduler.cluster import Mask, Room
-from llmos_scheduler.ground import Access, Ground, Run, Spots
+from llmos_scheduler.cursor import Cursor
+from llmos_scheduler.ground import Spots
 from llmos_scheduler.holds import Holds, possible, soonest
+from llmos_scheduler.law import Facts, Law
 from llmos_scheduler.order import LAST, Order, area
-from llmos_scheduler.room import RoomMaker, Victim
-from llmos_scheduler.shares import Shares
+from llmos_scheduler.room import RoomMaker
 from llmos_scheduler.usage import amounts
-from llmos_scheduler.waiting import Entry, Group, Item, Line, Sleepers
-from llmos_scheduler.work import Rules, Start, Stop, Work
+from llmos_scheduler.waiting import Entry, Group
+from llmos_scheduler.work import Start, Stop, Work
 
 MOST_RESERVATIONS = 8  # of first ones that wait, each of another queue
 SCANNED = 64  # work of one group that is looked at to fill a reservation's time
-
-
-@dataclass(slots=True)
-class Facts:
-    """What a plan is made from."""
-
-    ground: Ground
-    access: Access
-    shares: Shares
-    lines: dict[str, Line]
-    sleepers: Sleepers
-    running: dict[str, Run]
-    leaving: set[str]  # running work that was asked to stop
-    rules: Rules
-
-
-@dataclass(slots=True)
-class Cursor:
-    """One line while a plan is made. Work of sleeping groups is looked at in its turn as well, since it may hold a
-    reservation or push others aside; `seen` are the groups of which that is done, `stash` what it took off the line."""
-
-    line: Line
-    blocked: Work | None = None  # the first that could not start
-    served: bool = False  # one started, or will
-    preempts: bool = False  # some of it may push others aside
-    closed: bool = False
-    short: bool = False  # only work that ends before a reservation is looked for
-    seen: set[int] = field(default_factory=set)
-    stash: list[Item] = field(default_factory=list)
-
-    @property
-    def narrow(self) -> bool:
-        """Whether work goes by area now: what fits first, then what might push others aside."""
-        return self.blocked is not None and self.line.order.narrows
-
-    def next(self) -> Entry | None:
-        """Who is next by rank."""
-        if self.closed:
-            return None
-        awake = self.line.next_awake(self.narrow)
-        asleep = self._next_asleep() if self.blocked is None or self.preempts else None
-        if asleep is None or (awake is not None and (self.narrow or awake.rank < asleep.rank)):
-            return awake
-        return asleep
-
-    def _next_asleep(self) -> Entry | None:
-        tops = self.line.asleep
-        while (entry := self.line.next_asleep()) is not None and id(entry.group) in self.seen:
-            self.stash.append(heappop(tops))
-        return entry
 
 
 class Planning:
@@ -82,6 +32,7 @@ class Planning:
         self.facts, self.now = facts, now
         self.ground, self.shares = facts.ground, facts.shares
         self.holds = Holds(facts.ground, facts.running, facts.leaving)
+        self.law = Law(facts, self.holds, now)
         self.starts: list[Start] = []
         self.stops: list[Stop] = []
         self.taken: list[tuple[Entry, Spots]] = []
@@ -143,11 +94,11 @@ class Planning:
         self.shares.charge(work.queue, amounts(work.shape, work.nodes), sign)
 
     def _open(self, name: str, cursor: Cursor) -> None:
-        cursor.preempts = self._may_preempt(cursor.line)
+        cursor.preempts = self.law.may_preempt(cursor.line)
         self._offer(name, cursor)
 
     def _offer(self, name: str, cursor: Cursor) -> None:
-        entry = cursor.next()
+        entry = self._next(cursor)
         if entry is not None:
             self.shares.offer(name, entry.work.gpu_milli)
         elif not cursor.short and not cursor.closed and (self.holds.rows or self.facts.access.reservations):
@@ -155,6 +106,16 @@ class Planning:
             self.shares.offer(name, 0)
         else:
             self.shares.withdraw(name)
+
+    def _next(self, cursor: Cursor) -> Entry | None:
+        """Who is next. Those that nothing is left for, and that can hold no reservation, sleep on without a turn."""
+        entry = cursor.next()
+        while entry is not None and not entry.group.asleep and not self._might_fit(entry.group):
+            if cursor.blocked is None or (cursor.preempts and not cursor.narrow):
+                break
+            self._sleep(entry.group)
+            entry = cursor.next()
+        return entry
 
     def _serve(self, cursor: Cursor, entry: Entry) -> None:
         work, group = entry.work, entry.group
@@ -214,7 +175,7 @@ class Planning:
 
     def _barred(self, work: Work) -> Mask | None:
         access = self.facts.access
-        barred = access.barred(self.ground, self._access_key(work), self.now) if access.reservations else None
+        barred = access.barred(self.ground, self.law.access_key(work), self.now) if access.reservations else None
         siblings = self._families.get(work.family)
         if not siblings:
             return barred
@@ -273,10 +234,10 @@ class Planning:
         if cursor.blocked is not None:
             return
         order = cursor.line.order
-        if order.preempts == "rank" and (cursor.served or self._outranked(cursor, work)):
+        if order.preempts == "rank" and (cursor.served or self.law.outranks(cursor.line, work)):
             return
         barred = self._barred(work)
-        if possible(self.ground, work, barred) is None:
+        if not self.ground.enough(work.shape, work.nodes) or possible(self.ground, work, barred) is None:
             return
         cursor.blocked = work
         cursor.closed = not order.skips
@@ -292,15 +253,6 @@ class Planning:
                 self.heads[cursor.line.name] = at, work
                 self.holds.reserve(work, spots, at)
                 self._rooms.clear()
-
-    def _outranked(self, cursor: Cursor, work: Work) -> bool:
-        """Whether better-ranked work of the queue runs on, not just because it must not be stopped yet."""
-        order = cursor.line.order
-        return any(
-            order.rank(other, self.now) < order.rank(work, self.now)
-            for other in self._own(cursor.line)
-            if not self._pinned(other, cursor.line)
-        )
 
     def _fill(self, cursor: Cursor, limit: int) -> None:
         """Start what ends before the reservation of the node on which it fits."""
@@ -366,22 +318,13 @@ class Planning:
         if work.family:
             self._families.setdefault(work.family, []).extend(row for row, _ in spots)
 
-    def _may_preempt(self, line: Line) -> bool:
-        """Whether any work of the line might push others aside."""
-        return (
-            line.order.preempts != "never"
-            or line.latency > 0
-            or bool(self.facts.access.reservations)
-            or self.shares.owner(line.name) is not None
-        )
-
     def _make_room(self, cursor: Cursor, entry: Entry) -> bool:
         """Hold for the work what comes free, and ask others to give way if policy allows and it helps."""
         work = entry.work
         if not cursor.preempts:
             return False
         barred = self._barred(work)
-        victims = {victim.work.id: victim for victim in self._victims(cursor.line, work)}
+        victims = {victim.work.id: victim for victim in self.law.victims(cursor.line, work)}
         if not victims and not self.holds.leaving:
             return False
         cleared = RoomMaker(self.ground, self.holds, self.shares, work, barred, victims.values()).make()
@@ -394,68 +337,6 @@ class Planning:
             self.stops.append(Stop(victim.work, work, victim.reason))
         self._promise(work, spots)
         return True
-
-    def _victims(self, line: Line, work: Work) -> Iterator[Victim]:
-        """Who might be stopped for the work. Later ones replace earlier ones: the weaker reason comes first."""
-        order, now = line.order, self.now
-        if order.preempts != "never":
-            mine = order.rank(work, now)
-            for other in self._own(line, work.priority if order.preempts == "priority" else None):
-                rank = order.rank(other, now)
-                if rank > mine and not self._pinned(other, line):
-                    if order.preempts == "rank":
-                        yield Victim(other, "rank", 0, (1, *(-part for part in rank)))
-                    else:
-                        yield self._victim(other, "priority", 1)
-        if self.shares.entitled(work.queue, work.gpu_milli) and work.gpu_milli:
-            mine_ = self.shares.owner(work.queue)
-            for name, others in self.facts.lines.items():
-                owner = self.shares.owner(name)
-                if owner != mine_ and self.shares.surplus(owner) > 0:
-                    for other in self._own(others):
-                        if not self._young(other):
-                            yield self._victim(other, "reclaim", 0, owner)
-        claims = self.facts.access.claims(self.ground, self._access_key(work), now)
-        if claims:
-            for row in sorted(claims):
-                for other, _ in self.ground.leases[row].values():
-                    if self._stoppable(other) and row not in self._claimed(other):
-                        yield self._victim(other, "reservation", 0)
-        if work.latency:
-            for others in self.facts.lines.values():
-                for other in self._own(others):
-                    yield self._victim(other, "latency", 0)
-
-    def _victim(self, work: Work, reason: str, strength: int, owner: str | None = None) -> Victim:
-        loss = work.lost(self.now) * work.milli
-        return Victim(work, reason, loss, (strength, loss, -work.since, -work.number), owner)  # type: ignore[arg-type]
-
-    def _own(self, line: Line, below: int | None = None) -> Iterator[Work]:
-        """Running work of the line that may be stopped, of a priority below that one."""
-        for priority, works in line.running.items():
-            if below is None or priority < below:
-                for work in works.values():
-                    if self._stoppable(work):
-                        yield work
-
-    def _stoppable(self, work: Work) -> bool:
-        return work.preemptible and not work.latency and work.id not in self.holds.leaving
-
-    def _young(self, work: Work, least: int = 0) -> bool:
-        """Whether it has not run for the minimum time; then it is worth another look when it has."""
-        ripe = work.since + max(least, self.facts.rules.min_run)
-        if ripe > self.now:
-            self.retry = min(self.retry, ripe)
-        return ripe > self.now
-
-    def _pinned(self, work: Work, line: Line) -> bool:
-        return self._young(work, line.order.turn)
-
-    def _access_key(self, work: Work) -> tuple[bool, ...]:
-        return self.facts.access.key(work, self.shares.add(work.queue))
-
-    def _claimed(self, work: Work) -> set[int]:
-        return self.facts.access.claims(self.ground, self._access_key(work), self.now)
 
 
 def filling(order: Order, entry: Entry) -> tuple[int, ...]:

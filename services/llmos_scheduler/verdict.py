@@ -8,8 +8,9 @@ from llmos_scheduler.choice import choose
 from llmos_scheduler.cluster import WHOLE, Mask, Room
 from llmos_scheduler.ground import Ground
 from llmos_scheduler.holds import end_of, lacking, possible, soonest
+from llmos_scheduler.law import Facts
 from llmos_scheduler.order import LAST
-from llmos_scheduler.planning import Facts, Planning
+from llmos_scheduler.planning import Planning
 from llmos_scheduler.work import Cause, Verdict, Work
 
 NAMED = 10  # ids that a cause names at most
