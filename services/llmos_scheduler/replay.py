@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from typing import Literal
 
 from llmos.errors import Rejected
-from llmos_scheduler.cluster import WHOLE, Machine, Shape
+from llmos_scheduler.cluster import WHOLE, Cluster, Machine, Shape
 from llmos_scheduler.order import LAST
 from llmos_scheduler.planner import Planner
 from llmos_scheduler.queues import Queue, check_queues
@@ -21,7 +21,10 @@ from llmos_scheduler.work import Places, Rules, Work
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A row of the trace; `duration` is the work in milliseconds, if it runs without being preempted."""
+    """A row of the trace; `duration` is the work in milliseconds, if it runs without being preempted.
+
+    `shape` is asked of each of `nodes` nodes; without one only `gpus` are, of as few nodes as possible.
+    """
 
     id: str
     submitted: int
@@ -31,6 +34,13 @@ class Arrival:
     queue: str = ""
     deadline: int | None = None
     tenant: str = ""
+    shape: Shape | None = None
+    nodes: int = 1
+
+    @property
+    def milli(self) -> int:
+        """milli-GPU that it holds in all."""
+        return self.gpus * WHOLE if self.shape is None else self.shape.demand * self.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,8 @@ class Replay:
         check_queues(setting.queues, self.gpus)
         self.planner = Planner(machines, setting.queues, rules, usage=self.usage)
         self._limits = Shares(setting.queues, (0, 0, 0))
+        self._empty = Cluster(machines.values())
+        self._holding: dict[Shape, int] = {}  # how many nodes could hold it
         self.jobs: dict[str, Traced] = {}
         self._ends: list[tuple[int, int, Traced]] = []  # when, number, job: as of its `since`
 
@@ -123,13 +135,24 @@ class Replay:
                 yield self._end(heappop(self._ends)[2], now)
             while position < len(self.arrivals) and self.arrivals[position].submitted == now:
                 arrival = self.arrivals[position]
-                if arrival.gpus <= self.gpus and self._limits.possible(arrival.queue, arrival.gpus * WHOLE):
+                if self._possible(arrival):
                     self._arrive(arrival, position)
                 else:
                     yield Event(now, "rejected", arrival)
                 position += 1
             yield from self._plan(now)
             wake = self.planner.next_look(now)
+
+    def _possible(self, arrival: Arrival) -> bool:
+        """Whether the nodes and its queue's limits could ever hold the job."""
+        if arrival.milli > self.gpus * WHOLE or not self._limits.possible(arrival.queue, arrival.milli):
+            return False
+        if arrival.shape is None:
+            return True
+        found = self._holding.get(arrival.shape)
+        if found is None:
+            found = self._holding[arrival.shape] = int(self._empty.fitting(arrival.shape)[0].sum())
+        return found >= arrival.nodes
 
     def _plan(self, now: int) -> Iterator[Event]:
         while True:
@@ -152,8 +175,8 @@ class Replay:
             tenant=arrival.tenant,
             deadline=arrival.deadline,
             since=arrival.submitted,
-            shape=Shape(gpus=arrival.gpus),
-            nodes=1 if arrival.gpus <= self.widest else 0,
+            shape=arrival.shape or Shape(gpus=arrival.gpus),
+            nodes=arrival.nodes if arrival.shape or arrival.gpus <= self.widest else 0,
             traced=arrival,
             setting=self.setting,
         )
@@ -163,7 +186,7 @@ class Replay:
         job = self.jobs[work.id]
         job.waited, job.since, job.room, job.last = now - job.since, now, frozenset(), places
         self.planner.run(job, places)
-        self.usage.change(job.queue, amounts(job.shape), now)
+        self.usage.change(job.queue, amounts(job.shape, job.nodes), now)
         heappush(self._ends, (job.end(), job.number, job))
         return Event(now, "start", job.traced, places)
 
@@ -186,7 +209,7 @@ class Replay:
         job.ran, job.waited, job.since = job.run_time(now), 0, now
         self.planner.leave(job.id)
         job.running = False
-        self.usage.change(job.queue, amounts(job.shape), now, -1)
+        self.usage.change(job.queue, amounts(job.shape, job.nodes), now, -1)
 
     def _next_end(self) -> int:
         """When the next running job ends; entries of runs that were preempted are dropped."""

@@ -1,6 +1,7 @@
 """A running system's history as a trace: what a replay needs, and what really happened in the same terms. Pure.
 
-What is replayed are GPUs; a system without any is replayed in cpus. A share of a GPU counts as a whole one.
+Jobs ask for what they asked for: cpus, memory, GPUs or a share of one, models, labels, several nodes. A system without
+any GPU is replayed in cpus alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,13 +9,16 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from llmos.contracts.jobs import ResourceRequest
+from llmos.contracts.nodes import Inventory
 from llmos.contracts.queues import QueueSettings
 from llmos.errors import Rejected
 from llmos.queuespecs import guaranteed
-from llmos_scheduler.cluster import Device, Machine
+from llmos_scheduler.cluster import Device, Machine, Shape
 from llmos_scheduler.logged import Log, LoggedJob
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.replay import Arrival, Event
+from llmos_scheduler.resources import request_for
+from llmos_scheduler.tenancy import devices_of
 from llmos_scheduler.work import Places
 
 
@@ -34,16 +38,16 @@ def trace_of(log: Log) -> LoggedTrace:
     """The history as a trace. Raises `Rejected` when nothing in it can be replayed."""
     jobs = log.worked()
     unit = "GPUs" if any(has.gpus for has in log.nodes.values()) else "cpus"
-    nodes = [(name, len(has.gpus) if unit == "GPUs" else int(has.cpus)) for name, has in sorted(log.nodes.items())]
+    nodes = {name: _machine(has, unit) for name, has in sorted(log.nodes.items())}
     jobs = [job for job in jobs if _amount(job, unit)]
-    if not jobs or not any(count for _, count in nodes):
+    if not jobs or not any(machine.devices for machine in nodes.values()):
         raise Rejected(
             f"none of the {len(log.jobs)} jobs in this history ever ran on {unit} of a known node",
             remedy="Replay a history in which jobs were trained.",
         )
     arrivals = {job.id: _arrival(job, unit, log.first) for job in jobs}
     return LoggedTrace(
-        nodes={name: Machine(0, 0, (Device(""),) * count) for name, count in nodes if count},
+        nodes=nodes,
         arrivals=list(arrivals.values()),
         queues=tuple(_queue(queue, unit) for queue in log.queues),
         events=sorted(
@@ -53,6 +57,20 @@ def trace_of(log: Log) -> LoggedTrace:
         guessed=frozenset(job.id for job in jobs if job.guessed),
         unit=unit,
     )
+
+
+def _machine(has: Inventory, unit: str) -> Machine:
+    """The hardware of a node."""
+    if unit != "GPUs":
+        return Machine(0, 0, (Device(""),) * int(has.cpus))
+    devices = tuple(Device(gpu.profile or gpu.model, gpu.memory) for gpu in devices_of(has.gpus))
+    return Machine(round(has.cpus * 1000), has.memory, devices, dict(has.labels))
+
+
+def bare(arrival: Arrival) -> Arrival:
+    """The job on nodes of which nothing is known but the number of their GPUs."""
+    shape = arrival.shape
+    return arrival if shape is None else replace(arrival, shape=Shape(gpus=shape.gpus, milli=shape.milli))
 
 
 def _queue(queue: QueueSettings, unit: str) -> Queue:
@@ -84,6 +102,8 @@ def _arrival(job: LoggedJob, unit: str, first: int) -> Arrival:
         submitted=job.ready - first,
         duration=max(1, job.work),
         gpus=_amount(job, unit),
+        shape=request_for(job.kind, spec).shape() if unit == "GPUs" else None,
+        nodes=spec.resources.nodes,
         priority=spec.priority,
         queue=spec.queue,
         deadline=round(spec.deadline.timestamp() * 1000) - first if spec.deadline else None,

@@ -93,7 +93,7 @@ def render(runs: Sequence[Run], unit: str = "GPUs", note: str = "") -> str:
 
 
 def averages(
-    course: Sequence[Step], value: Callable[[Step], int], columns: int = COLUMNS, ends: tuple[int, int] | None = None
+    course: Sequence[Step], value: Callable[[Step], float], columns: int = COLUMNS, ends: tuple[int, int] | None = None
 ) -> list[float]:
     """The time average of a step function over each of `columns` equal stretches of its time, or of that between
     `ends`."""
@@ -128,7 +128,7 @@ def _table(runs: Sequence[Run]) -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _curves(title: str, runs: Sequence[Run], value: Callable[[Step], int], most: float = 0.0) -> str:
+def _curves(title: str, runs: Sequence[Run], value: Callable[[Step], float], most: float = 0.0) -> str:
     """One run: its queues stacked. Several: a line for each, in one time."""
     courses = [run.tally.course() for run in runs]
     times = [step.time for course in courses for step in course]

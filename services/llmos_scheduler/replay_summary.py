@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
+from llmos_scheduler.cluster import WHOLE
 from llmos_scheduler.replay import Arrival, Event
 
 SHORT_S = 10.0  # bounded slowdown counts a shorter job as if it ran so long
@@ -62,7 +63,7 @@ class Step:
     """The state of the cluster from `time` (ms) on."""
 
     time: int
-    busy: int  # GPUs
+    busy: float  # GPUs
     waiting: int  # jobs
 
 
@@ -77,11 +78,11 @@ class Tally:
     preemptions: int = 0
     _since: dict[str, int] = field(default_factory=dict)
     _held: dict[str, int] = field(default_factory=dict)
-    _changes: list[tuple[int, int, int, str]] = field(default_factory=list)  # time, busy GPUs, waiting jobs, queue
+    _changes: list[tuple[int, int, int, str]] = field(default_factory=list)  # time, busy milli-GPU, waiting jobs, queue
 
     def add(self, event: Event) -> None:
         """Count one event; they come in order."""
-        id, gpus, queue = event.job.id, event.job.gpus, event.job.queue
+        id, gpus, queue = event.job.id, event.job.milli, event.job.queue
         if event.kind == "rejected":
             self.rejected += 1
             return
@@ -112,9 +113,9 @@ class Tally:
                 gpus = jobs = 0
             busy, waiting = busy + gpus, waiting + jobs
             if steps and steps[-1].time == time:
-                steps[-1] = Step(time, busy, waiting)
+                steps[-1] = Step(time, busy / WHOLE, waiting)
             else:
-                steps.append(Step(time, busy, waiting))
+                steps.append(Step(time, busy / WHOLE, waiting))
         return steps
 
     def summary(self, policy: str, blind: bool) -> Summary:
@@ -149,7 +150,7 @@ class Tally:
             fairness_by_tenant=_jain([1 / served.average_slowdown for served in by_tenant.values()]),
         )
 
-    def _held_between(self, start: int, end: int) -> int:
+    def _held_between(self, start: int, end: int) -> float:
         """GPU-milliseconds held between two moments, also by jobs that are not counted."""
         steps = [*self.course(), Step(end, 0, 0)]
         return sum(step.busy * max(0, min(after.time, end) - max(step.time, start)) for step, after in pairwise(steps))
@@ -162,7 +163,7 @@ class Tally:
         return {
             name: Served(
                 jobs=len(found),
-                gpu_hours=round(sum(held * job.gpus for job, _, held in found) / 3_600_000, 3),
+                gpu_hours=round(sum(held * job.milli for job, _, held in found) / WHOLE / 3_600_000, 3),
                 average_slowdown=_mean(_slowdown(job, jct) for job, jct, _ in found),
             )
             for name, found in sorted(kinds.items())

@@ -17,7 +17,7 @@ from llmos_scheduler.charts import spans
 from llmos_scheduler.order import ORDERS
 from llmos_scheduler.replay import Event, Replay, Setting
 from llmos_scheduler.replay_log import NEWEST, read_log
-from llmos_scheduler.replay_logged import fitted
+from llmos_scheduler.replay_logged import bare, fitted
 from llmos_scheduler.replay_report import FIGURES, Run, render
 from llmos_scheduler.replay_summary import Summary, Tally
 from llmos_scheduler.replay_trace import read_cluster, read_jobs, read_queues
@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> None:
         log = read_log(options.from_log)
         trace = log.trace
         unit, aside, arrivals = trace.unit, trace.guessed, trace.arrivals
-        nodes = read_cluster(options.nodes) if options.nodes else trace.nodes
+        nodes = trace.nodes
+        if options.nodes:
+            nodes, arrivals = read_cluster(options.nodes), [bare(arrival) for arrival in arrivals]
         queues = fitted(trace.queues, sum(len(machine.devices) for machine in nodes.values()))
         if queues != trace.queues:
             note = f"The quotas add up to more than these nodes have, so all were cut alike. {note}"

@@ -10,9 +10,11 @@ from msgspec import Struct
 
 from llmos.contracts import jobs, nodes, queues, subjects, tasks
 from llmos.errors import Problem, Rejected
+from llmos_scheduler.cluster import Shape
 from llmos_scheduler.logged import Log, fold, read_lines
 from llmos_scheduler.queues import Queue
-from llmos_scheduler.replay_logged import fitted, trace_of
+from llmos_scheduler.replay import Replay, Setting
+from llmos_scheduler.replay_logged import bare, fitted, trace_of
 from llmos_scheduler.replay_summary import Tally
 from llmos_scheduler.simulate import main
 
@@ -139,7 +141,7 @@ def test_unknown_facts_and_bodies_are_passed_over_and_a_broken_line_is_named() -
 
 def shared_history() -> list[tuple[float, Struct]]:
     """A node of two GPUs: `long` has both, `short` waits for it; `late` goes on."""
-    inventory = nodes.Inventory(cpus=8, memory=1 << 30, gpus=[nodes.Gpu(f"g{n}", "H100", 1 << 30, n) for n in (0, 1)])
+    inventory = nodes.Inventory(cpus=8, memory=8 << 30, gpus=[nodes.Gpu(f"g{n}", "H100", 1 << 30, n) for n in (0, 1)])
     facts: list[tuple[float, Struct]] = [
         (100, nodes.NodeInventoried("n", 1, inventory)),
         (100, nodes.WorkerJoined("n", "trainer", ["check", "train"])),
@@ -184,6 +186,30 @@ def test_a_history_is_replayed_beside_what_really_happened(tmp_path: Path, capsy
     assert main(["replay", "--from-log", str(file), "--nodes", "2x2", "--policy", "fifo"]) == 0
     out = capsys.readouterr().out
     assert "15 events, 3 jobs on 1 node; 1 had not ended: they load the cluster, and are not counted." in out
+
+
+def test_shares_labels_and_models_are_replayed_as_they_were_asked_for() -> None:
+    gpus = [nodes.Gpu(f"g{n}", "H100", 80 << 30, n) for n in (0, 1)]
+    facts: list[tuple[float, Struct]] = [
+        (0, nodes.NodeInventoried("n", 1, nodes.Inventory(8, 64 << 30, gpus=gpus, labels={"zone": "a"}))),
+        (0, nodes.WorkerJoined("n", "trainer", ["check", "train"])),
+    ]
+    half = jobs.ResourceRequest(gpus=1, gpu_milli=500)
+    elsewhere = jobs.ResourceRequest(gpus=1, labels={"zone": "b"})
+    for lease, (job, wants) in enumerate((("a", half), ("b", half), ("c", elsewhere)), 1):
+        where: dict[str, Any] = task(job, lease=lease)
+        spec = msgspec.structs.replace(SPEC, name=job, resources=wants)
+        facts += [(0, admitted(spec, job)), (1, tasks.TaskPlaced(**where, attempt=1, devices=["g0"]))]
+        facts.append((11, tasks.TaskSucceeded(**where)))
+    trace = trace_of(history(*facts))
+    assert [job.milli for job in trace.arrivals] == [500, 500, 1000]
+    events = list(Replay(trace.nodes, trace.arrivals, Setting("priority")).events())
+    assert [(event.kind, event.job.id) for event in events][:3] == [("rejected", "c"), ("start", "a"), ("start", "b")]
+    tally = Tally(2)
+    for event in events:
+        tally.add(event)
+    assert max(step.busy for step in tally.course()) == 1.0
+    assert [bare(job).shape for job in trace.arrivals][2] == Shape(gpus=1)
 
 
 def test_quotas_that_other_nodes_can_not_keep_are_cut_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
