@@ -54,6 +54,11 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+def resident_mb(pid: int) -> float:
+    """Megabytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 class SchedulerProcess:
     """One scheduler under a node's name of its own; what it logs is in `<folder>/<name>.log`."""
 

@@ -24,7 +24,7 @@ from llmos.bus import Bus
 from llmos.contracts.jobs import JobSucceeded
 from llmos.contracts.subjects import event_filter
 from llmos.contracts.tasks import TaskSucceeded
-from noop_cluster import SchedulerProcess, cluster, cpu_s, submit
+from noop_cluster import SchedulerProcess, cluster, cpu_s, resident_mb, submit
 
 
 async def ended(bus: Bus, kind: type, start: int, count: int, prefix: str = "") -> None:
@@ -43,7 +43,7 @@ async def measure(jobs: int, levels: list[int], folder: Path) -> None:
         try:
             await asyncio.sleep(3)
             waiting = 0
-            print(f"{'pending':>8} {'jobs/s':>8}   CPU ms a job: scheduler, nats-server, workers and driver")
+            print(f"{'pending':>8} {'jobs/s':>8}   CPU ms a job: scheduler, server, workers and driver; scheduler's MB")
             for level in levels:
                 began = time.perf_counter()
                 while waiting < level:
@@ -60,8 +60,9 @@ async def measure(jobs: int, levels: list[int], folder: Path) -> None:
                 await asyncio.gather(submit(bus, jobs), ended(bus, JobSucceeded, start, jobs))
                 took = time.perf_counter() - began
                 cost = [1000 * (cpu_s(pid) - then) / jobs for pid, then in zip(pids, before, strict=True)]
+                shown = " ".join(f"{each:>9.2f}" for each in cost)
                 print(
-                    f"{waiting:>8} {jobs / took:>8.0f} {cost[0]:>11.2f} {cost[1]:>9.2f} {cost[2]:>9.2f}"
+                    f"{waiting:>8} {jobs / took:>8.0f}   {shown} {resident_mb(pids[0]):>9.0f}"
                     + (f"   (filled in {filled:.0f} s)" if filled > 1 else ""),
                     flush=True,
                 )
