@@ -60,8 +60,10 @@ class Scheduler:
                 if task.done():
                     task.result()  # a loop that ended has failed: that ends the process
             await cancel(taking_part)
-            if self._leadership.fence is not None:
-                await self._snapshots.save()
+            led = self._leadership.fence is not None
+            await self._leadership.resign()  # another goes on meanwhile
+            if led:
+                await self._snapshots.save_at_end()
         finally:
             await cancel(stopping, taking_part, *running)
             await self._leadership.resign()

@@ -29,7 +29,9 @@ LARGEST = 1 << 31  # bytes of a snapshot that is read
 EVENTS_BETWEEN = 50_000
 SECONDS_BETWEEN = 600.0
 LOOK_S = 5.0
+EVENTS_A_JOB = 4  # at least, for each job in the state: the cost of a snapshot grows with them
 LEAST = 1_000  # events that are not worth one
+MOST_AT_END = 30_000  # jobs in the state
 
 # The part of the state that is kept: what takes no part in its equality is a cache or a journal.
 _HINTS = get_type_hints(State)
@@ -114,10 +116,15 @@ class Snapshots:
         """Keep one, every so many events or seconds, for as long as we lead."""
         while True:
             await asyncio.sleep(LOOK_S)
-            new = self._new()
+            new, jobs = self._new(), len(self._following.state.jobs)
             late = self._ctx.clock.now() - (self._kept.at if self._kept else 0.0) >= SECONDS_BETWEEN
-            if new >= EVENTS_BETWEEN or (new >= LEAST and late):
+            if new >= max(EVENTS_BETWEEN, EVENTS_A_JOB * jobs) or (new >= max(LEAST, jobs // 4) and late):
                 await self.save()
+
+    async def save_at_end(self) -> None:
+        """Keep one before we stop, unless that takes longer than the next start would gain."""
+        if self._new() >= LEAST and len(self._following.state.jobs) <= MOST_AT_END:
+            await self.save()
 
     async def save(self) -> None:
         """Keep the state as it is now. A failure is logged: the one before it stays good."""
