@@ -46,8 +46,9 @@ def look(state: State, job: Job, now: float, since: float) -> Look:
         effects, until = _working(state, job, task, now, since)
         return Look(effects, min(later, until))
     end = _end(job, task, now)
-    if end is not None:
-        return Look([end], later)
+    if end is not None:  # what a gang's other members have not taken up yet must not wait for them
+        left = withdrawals(task) if task is not None and len(task.members) > 1 else []
+        return Look([*left, end], later)
     if task is None:
         effects, until = rollout.advance(state, job, now, since)
         return Look(effects, min(later, until))

@@ -224,6 +224,16 @@ def test_a_gang_that_broke_costs_no_attempt(world: Any) -> None:
     assert len(where(world, "j")) == 2
 
 
+def test_a_gang_that_failed_for_good_leaves_no_work_behind_in_the_queues(world: Any) -> None:
+    from llmos_scheduler.effects import WithdrawWork
+
+    key = gang(world)
+    world.fail(key, retryable=False)
+    left = [effect.node for effect in world.step() if isinstance(effect, WithdrawWork)]
+    assert left == ["a", "b"]
+    assert world.state.jobs["j"].state == "failed"
+
+
 # --- shares, models, labels, slices ---
 
 
