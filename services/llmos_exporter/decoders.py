@@ -40,6 +40,7 @@ GRAPH = "model.onnx"
 MEASURED_TOKENS = 128  # of a row; a longer text is cut
 AT_ONCE = 8  # rows: their logits are large
 WRITTEN = 16  # tokens, when greedy texts are compared and latency is measured
+FAR = 1024  # tokens of the longest probe, which is read at once but for two
 TIE = 1e-3  # two logits nearer than this may change places
 
 # What the builder knows and was seen to be right about. Others, and those that it fails on, are traced.
@@ -103,7 +104,14 @@ class Decoder:
 
     def probes(self, rows: Sequence[Written]) -> list[list[Any]]:
         some = [row._replace(first=max(1, len(row.ids) // 2)) for row in evenly(rows, lambda row: len(row.ids), 12)]
-        return in_company(some)
+        long = (some[-1].ids * -(-self._far // len(some[-1].ids)))[: self._far]
+        return in_company(some, fixed=([Written(long, len(long) - 2)],))
+
+    @property
+    def _far(self) -> int:
+        """As many tokens as tell whether far positions are right: 1024, and more than attention's window."""
+        window = getattr(self.config, "sliding_window", None) or 0
+        return min(self.max_length, max(FAR, window + FAR // 8 if window < self.max_length else 0))
 
     def trained(self, rows: Sequence[Written]) -> list[Numbers]:
         ids = np.zeros((len(rows), max(len(row.ids) for row in rows)), np.int64)
@@ -113,8 +121,9 @@ class Decoder:
             mask[at, : len(row.ids)] = 1
         with torch.inference_mode():
             given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            logits = self.model(**given).logits.float().numpy()
-        return [logits[at, row.first - 1 : len(row.ids) - 1] for at, row in enumerate(rows)]
+            begins = min(row.first for row in rows) - 1
+            logits = self.model(**given, logits_to_keep=ids.shape[1] - begins).logits.float().numpy()
+        return [logits[at, row.first - 1 - begins : len(row.ids) - 1 - begins] for at, row in enumerate(rows)]
 
     def exported(self, files: Files, threads: int) -> Callable[[Sequence[Any]], list[Numbers]]:
         return Writer(session(files["model"], threads), self.cache)

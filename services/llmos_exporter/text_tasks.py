@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,9 @@ QUESTION_ANSWERING = Kind(
 # --- embeddings ---
 
 
-def _pooling(encoder: Encoder) -> dict[str, Any]:
+def _pooling(folder: Path) -> dict[str, Any]:
     """How tokens become one vector: as the model's folder says, else their mean, of length 1."""
-    path = encoder.folder / POOLING
+    path = folder / POOLING
     known: dict[str, Any] = {"pooling": "mean", "normalise": True, "prefix": ""}
     return known | (json.loads(path.read_bytes()) if path.exists() else {})
 
@@ -120,7 +121,7 @@ def _pooling(encoder: Encoder) -> dict[str, Any]:
 def _pooled(encoder: Encoder, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
     tokens = encoder.model(**given).last_hidden_state
     mask = given["attention_mask"].unsqueeze(-1).to(tokens.dtype)
-    how = _pooling(encoder)
+    how = encoder.told
     if how["pooling"] == "cls":
         vector = tokens[:, 0]
     elif how["pooling"] == "max":
@@ -131,7 +132,7 @@ def _pooled(encoder: Encoder, given: Mapping[str, torch.Tensor]) -> torch.Tensor
 
 
 def _pair(encoder: Encoder, line: dict[str, Any], place: str) -> Text:
-    prefix = _pooling(encoder)["prefix"]
+    prefix = encoder.told["prefix"]
     texts = (prefix + line["text"], prefix + line["pair"])
     return Text(texts[:1], [encoder.encode(text) for text in texts], float(line["score"]))
 
@@ -150,6 +151,7 @@ EMBEDDINGS = Kind(
     agreement=_cosine,
     join=np.stack,
     output="embedding",
-    contract=lambda encoder: _pooling(encoder) | {"dimensions": int(encoder.config.hidden_size)},
+    told=_pooling,
+    contract=lambda encoder: {"dimensions": int(encoder.config.hidden_size)},
     may_miss=lambda name: "pooler." in name,
 )

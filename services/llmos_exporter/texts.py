@@ -63,6 +63,7 @@ class Kind(NamedTuple):
     output: str = "logits"
     by_token: bool = False
     typed: bool = False  # token types tell question and context apart
+    told: Callable[[Path], dict[str, Any]] = lambda _: {}  # of the contract, what the model's folder says
     contract: Callable[["Encoder"], dict[str, Any]] = lambda _: {}
     may_miss: Callable[[str], bool] = lambda _: False
 
@@ -80,7 +81,8 @@ class Encoder(Single):
         self.config = self.model.config
         self.labels = labels_of(self.config) if "logits" in kind.output and not kind.typed else []
         self.pad = int(self.config.pad_token_id or 0)
-        self.max_length = order.max_length or positions(self.config) or 512
+        self.told = kind.told(self.folder)
+        self.max_length = order.max_length or self.told.pop("max_length", 0) or positions(self.config) or 512
         self.tokenizer = read_tokenizer(self.folder)
         self.tokenizer.enable_truncation(self.max_length)
         typed = kind.typed and getattr(self.config, "type_vocab_size", 0) > 1
@@ -130,6 +132,7 @@ class Encoder(Single):
             "input_names": list(self.inputs),
             "output_name": self.kind.output,
             "architecture": self.config.model_type,
+            **self.told,
         } | self.kind.contract(self)
 
     def save(self, folder: Path) -> None:

@@ -102,7 +102,21 @@ def _pooling(folder: Path) -> dict[str, Any]:
         how = settings.get("pooling_mode") or (chosen[0] if len(chosen) == 1 else "of another kind")
     if how not in ("cls", "max", "mean"):
         raise Rejected(f"its pooling is {how!r}; supported are cls, max and mean", param="model.base")
-    return {"pooling": how, "normalise": "Normalize" in kinds}
+    return {"pooling": how, "normalise": "Normalize" in kinds} | _sentences(root)
+
+
+def _sentences(root: Path) -> dict[str, Any]:
+    """What sentence-transformers puts before each text, and how many tokens of it count, where its files say so."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = root / name
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+    told = read("config_sentence_transformers.json")
+    prefix = (told.get("prompts") or {}).get(told.get("default_prompt_name") or "", "")
+    longest = read("sentence_bert_config.json").get("max_seq_length")
+    return ({"prefix": prefix} if prefix else {}) | ({"max_length": longest} if isinstance(longest, int) else {})
 
 
 def _config(folder: Path) -> Any:

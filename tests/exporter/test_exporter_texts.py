@@ -94,7 +94,8 @@ def test_pooling_and_length_are_in_the_graph(pooling: str, exported: Any, model_
     from transformers import AutoModel
 
     model = model_with("bert", "BertModel")
-    (Path(model) / "pooling.json").write_text(json.dumps({"pooling": pooling, "normalise": pooling != "max"}))
+    told = {"pooling": pooling, "normalise": pooling != "max", "prefix": "w1 ", "max_length": 30}
+    (Path(model) / "pooling.json").write_text(json.dumps(told))
     made = exported("embeddings", model, paired())
     graph = ort.InferenceSession(made.folder / "model.onnx")
     ids = np.array([[0, 10, 11, 2], [0, 12, 2, 1]])
@@ -110,6 +111,7 @@ def test_pooling_and_length_are_in_the_graph(pooling: str, exported: Any, model_
         vector = vector / np.linalg.norm(vector)
     assert np.abs(found[1] - vector).max() < 1e-5
     assert (made.contract.pooling, made.contract.normalise) == (pooling, pooling != "max")
+    assert (made.contract.prefix, made.contract.max_length) == ("w1 ", 30)
     assert (made.contract.dimensions, made.contract.output_name, found.shape) == (32, "embedding", (2, 32))
 
 

@@ -169,9 +169,12 @@ def test_how_sentences_are_pooled_goes_along(check: Any, bases: Any, tmp_path: P
     (fault,) = check("embeddings", tmp_path / "base", train=rows)
     assert "its pooling is 'of another kind'; supported are cls, max and mean" in fault
     (tmp_path / "base" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (tmp_path / "base" / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    prompts = {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
+    (tmp_path / "base" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     done = check("embeddings", tmp_path / "base", train=rows)
     pooling = json.loads((Path(done.trees["base"]) / "pooling.json").read_text())
-    assert pooling == {"pooling": "cls", "normalise": False}
+    assert pooling == {"pooling": "cls", "normalise": False, "prefix": "find: ", "max_length": 32}
 
 
 def test_csv_and_parquet_are_read_too(check: Any, bases: Any, tmp_path: Path) -> None:
