@@ -1,6 +1,7 @@
 """`python -m llmos_scheduler.simulate …` (`llmos simulate …`): the scheduler on a trace, without a bus."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except LlmosError as error:
         return _refuse(error.problem.message, error.problem.remedy)
+    except BrokenPipeError:  # whoever read has enough; the interpreter's last flush must not fail either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}")
     except UnicodeDecodeError as error:

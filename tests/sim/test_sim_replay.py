@@ -1,6 +1,8 @@
 """`llmos simulate replay`: what holds for every trace, and what the published ideas are worth on small ones."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -176,6 +178,14 @@ def test_the_command_writes_events_a_summary_and_a_report(tmp_path: Path, capsys
     assert html.count("<svg") == 4  # in use, waiting, by priority, slowdown by queue
     assert "http" not in html
     assert "<script" not in html
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(TRACE)
+    command = f"{sys.executable} -m llmos_scheduler.simulate replay --nodes 1x8 --jobs jobs.csv"
+    shell = ["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_several_policies_are_compared_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
