@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llmos.contracts.jobs import Explanation, JobSpec, ResourceRequest
+from llmos.contracts.jobs import Explanation, JobAdmitted, JobSpec, ResourceRequest
 from llmos.contracts.nodes import NodeCordoned
 from llmos.contracts.queues import QueuesChanged, QueueSettings, ReservationMade
 from llmos.contracts.tasks import TaskProgressed
@@ -188,3 +190,64 @@ def test_many_nodes_are_told_by_class(world: Any) -> None:
 def test_works_of_the_planner_are_told_as_jobs_and_deployments() -> None:
     works = ["job-1-train", "deployment/reviews@n1", "deployment/reviews/0", "a-b-export", "job-1-train"]
     assert owners(works) == ["job-1", "deployment/reviews", "a-b"]
+
+
+JOBS = st.lists(
+    st.tuples(
+        st.sampled_from(["lab", "lab/vision", "students"]),
+        st.integers(0, 3),  # GPUs
+        st.sampled_from([0, 50, 100]),  # priority
+        st.sampled_from([1000, 1000, 500]),  # milli
+        st.sampled_from([None, 60.0, 3600.0]),  # duration
+        st.integers(1, 2),  # nodes
+    ),
+    max_size=12,
+)
+
+
+@given(
+    jobs=JOBS,
+    gpus=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    policy=st.sampled_from(["", "priority-preempt", "srsf", "las", "fifo"]),
+    quota=st.sampled_from([None, 1, 3]),
+    limit=st.sampled_from([None, 3]),
+    cordoned=st.booleans(),
+    reserved=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_job_that_waits_is_told_why_and_what_it_waits_for(
+    make_world: Callable[[], Any],
+    spec_of: Callable[..., JobSpec],
+    jobs: list[tuple[str, int, int, int, float | None, int]],
+    gpus: list[int],
+    policy: str,
+    quota: int | None,
+    limit: int | None,
+    cordoned: bool,
+    reserved: bool,
+) -> None:
+    world = make_world()
+    for number, count in enumerate(gpus):
+        world.node(f"n{number}", cpus=4, gpus=count, kinds=("check", "train", "export", "gang"))
+    world.say(QueuesChanged([QueueSettings("lab", policy, 1.0, quota, limit)]))
+    if reserved:
+        world.say(ReservationMade("kept", ["n0"], "lab"))
+    for number, (queue, count, priority, milli, duration, nodes) in enumerate(jobs):
+        share = milli if (count, nodes) == (1, 1) else 1000
+        wants = ResourceRequest(cpus=1.0, memory="1GiB", gpus=count, gpu_milli=share, nodes=nodes)
+        spec = spec_of(f"j{number}", queue=queue, priority=priority, duration=duration)
+        world.say(JobAdmitted(f"j{number}", msgspec.structs.replace(spec, resources=wants), world.now))
+        world.check(f"j{number}")
+    if cordoned:
+        world.say(NodeCordoned("n0"))
+    world.settle()
+    for job in world.state.living_jobs():
+        answer = explain(world.state, world.brain, job, world.now)
+        assert answer.summary
+        if job.state != "queued":
+            continue
+        assert answer.waits_for or answer.preempts, answer
+        assert all(obstacle.message for obstacle in answer.waits_for)
+        assert set(answer.held_by) | set(answer.ahead) <= set(world.state.jobs)
+        assert job.id not in {*answer.held_by, *answer.ahead, *answer.preempts}
+        assert answer.earliest_start is None or answer.earliest_start >= world.now
