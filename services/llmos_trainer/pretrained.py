@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmos.errors import Rejected
+from llmos_trainer import marian
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _INDEX = "model.safetensors.index.json"
@@ -212,12 +213,16 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         if path.is_file():
             return Tokenizer.from_file(str(path))
+        if all((folder / name).is_file() for name in marian.FILES):
+            return marian.tokenizer(folder)
         if not any((folder / name).is_file() for name in _VOCABULARIES):
             raise FileNotFoundError("there is no tokenizer.json and no vocabulary")
         from transformers import AutoTokenizer
 
         built = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = getattr(built, "backend_tokenizer", None)
+    except Rejected:
+        raise
     except Exception as error:  # tokenizers raises bare Exception, and a foreign file may be wrong in any way
         raise Rejected(f"no tokenizer can be read: {first_line(error)}", remedy=remedy) from error
     if backend is None:

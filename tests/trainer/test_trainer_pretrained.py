@@ -171,3 +171,25 @@ def test_a_checkpoint_that_lacks_a_part_of_the_body_is_refused(model: Path) -> N
 def test_every_supported_family_of_the_tests_loads(model_builder: Callable[..., Path], tmp_path: Path) -> None:
     folder = model_builder(tmp_path / "distil", family="distilbert")
     assert pretrained.load(folder, ["a", "b"], seed=1).fresh == ["classifier", "pre_classifier"]
+
+
+def test_marians_two_vocabularies_become_one_tokenizer(tmp_path: Path) -> None:
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    from llmos_trainer.pretrained import read_tokenizer
+
+    pieces = import_protobuf().ModelProto()
+    for piece, score, kind in (
+        ("<unk>", 0.0, 2), ("</s>", 0.0, 3), ("▁the", -1.0, 1), ("▁fox", -2.0, 1), ("▁", -3.0, 1), ("s", -4.0, 1),
+    ):  # fmt: skip
+        pieces.pieces.add(piece=piece, score=score, type=kind)
+    (tmp_path / "source.spm").write_bytes(pieces.SerializeToString())
+    numbers = ["</s>", "<unk>", "▁der", "▁the", "▁fox", "▁", "s", "F", "▁Fuchs", "ü", "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: at for at, piece in enumerate(numbers)}))
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.encode("  the   foxs ").ids == [3, 4, 6, 0]
+    assert tokenizer.encode("ü fox").ids == [5, 9, 4, 0], "a letter of the other language stands for itself"
+    assert tokenizer.decode([2, 8, 0]) == "der Fuchs"
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(Rejected, match="no tokenizer can be read"):
+        read_tokenizer(tmp_path)
