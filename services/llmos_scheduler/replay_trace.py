@@ -1,7 +1,9 @@
 """Reads what a replay needs: the jobs of a trace, queues, and the nodes. Every fault names file, line and column.
 
 Jobs: `job_id,submit_time,duration,num_gpu[,priority,queue,deadline]`, other columns are ignored; times are seconds, or
-milliseconds (`--time-unit`). Queues: `queue[,policy,weight,quota,limit]`. Nodes: `8x8`, or a CSV with `sn,gpu`.
+milliseconds (`--time-unit`). Queues: `queue[,policy,weight,quota,limit]`. Nodes: `8x8`, or a CSV with
+`sn,gpu[,model,cpu_milli,memory_mib]`; then jobs may ask one node for `gpu_spec` (`A100|H100`), `cpu_milli`,
+`memory_mib`.
 """
 
 import csv
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmos.errors import Rejected
-from llmos_scheduler.cluster import Device, Machine
+from llmos_scheduler.cluster import Device, Machine, Shape
 from llmos_scheduler.queues import Queue
 from llmos_scheduler.replay import Arrival
 
@@ -76,6 +78,7 @@ def read_jobs(path: Path, unit: TimeUnit = "auto") -> list[Arrival]:
             priority=row.whole("priority", 0, least=-1e6),
             queue=_queue(row),
             deadline=round(row.number("deadline") * scale) if deadline else None,
+            shape=_shape(row),
         )
         if found.setdefault(id, arrival) != arrival:
             raise row.fault("job_id", f"{id!r} was another job before")
@@ -107,16 +110,25 @@ def read_cluster(text: str) -> dict[str, Machine]:
         if nodes > MOST_NODES:
             raise Rejected(f"{nodes} nodes are more than {MOST_NODES}")
         return {f"node-{number}": Machine(0, 0, (Device(""),) * gpus) for number in range(nodes)}
-    found: dict[str, int] = {}
+    found: dict[str, Machine] = {}
     for row in _rows(Path(text), ("sn", "gpu")):
         name = row.text("sn")
         if name in found:
             raise row.fault("sn", f"the node {name!r} is listed twice")
-        found[name] = row.whole("gpu")
-    nodes_with = {name: Machine(0, 0, (Device(""),) * gpus) for name, gpus in found.items() if gpus}
+        devices = (Device(row.text("model")),) * row.whole("gpu")
+        found[name] = Machine(row.whole("cpu_milli", 0), row.whole("memory_mib", 0), devices)
+    nodes_with = {name: machine for name, machine in found.items() if machine.devices}
     if not nodes_with:
         raise Rejected(f"{text} lists no nodes with GPUs")
     return nodes_with
+
+
+def _shape(row: _Row) -> Shape | None:
+    """What the job asks of one node, if it says more than a number of GPUs."""
+    models, cpus, memory = row.text("gpu_spec"), row.whole("cpu_milli", 0), row.whole("memory_mib", 0)
+    if not (models or cpus or memory):
+        return None
+    return Shape(cpus, memory, row.whole("num_gpu", least=1), models=frozenset(filter(None, models.split("|"))))
 
 
 def _queue(row: _Row) -> str:

@@ -135,6 +135,23 @@ def test_gangs_lie_on_as_few_nodes_as_possible() -> None:
     ]
 
 
+def test_a_trace_may_ask_for_models_cpus_and_memory_of_its_nodes(tmp_path: Path) -> None:
+    (tmp_path / "nodes.csv").write_text(
+        "sn,gpu,model,cpu_milli,memory_mib\nx,2,A,4000,64\ny,2,B,8000,64\nz,4,B,4000,64\n"
+    )
+    jobs = "1,0,10,2,B,8000,1\n2,0,10,1,A|C,0,0\n3,0,10,6,B,0,0\n4,0,10,1,A,8000,0\n"
+    (tmp_path / "jobs.csv").write_text("job_id,submit_time,duration,num_gpu,gpu_spec,cpu_milli,memory_mib\n" + jobs)
+    out = tmp_path / "out.jsonl"
+    files = ["--nodes", str(tmp_path / "nodes.csv"), "--jobs", str(tmp_path / "jobs.csv"), "--out", str(out)]
+    assert main(["replay", *files, "--policy", "fifo"]) == 0
+    events = [json.loads(text) for text in out.read_text().splitlines()]
+    assert {event["job_id"]: sorted(event["placement"]) for event in events if event["event"] == "start"} == {
+        "1": ["y"],
+        "2": ["x"],
+    }
+    assert [event["job_id"] for event in events if event["event"] == "rejected"] == ["3", "4"]
+
+
 def test_the_summary_counts_what_happened() -> None:
     arrivals = [Arrival("x", 0, 20_000, GPUS, 1), Arrival("y", 0, 20_000, GPUS, 0, deadline=30_000)]
     tally = Tally(GPUS)
