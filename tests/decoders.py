@@ -16,8 +16,10 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(path: Path) -> Any:
-    """A byte-level BPE whose merges are written out (the trainer breaks ties differently in every process)."""
+def write_tokenizer(path: Path, size: int = 0) -> Any:
+    """A byte-level BPE whose merges are written out (the trainer breaks ties differently in every process), filled up
+    to `size` tokens that no text has.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -32,6 +34,7 @@ def write_tokenizer(path: Path) -> Any:
                 vocab["".join(pair)] = len(vocab)
                 merges.append(pair)
             parts = ["".join(pair), *parts[2:]]
+    vocab |= {f"t{number}": number for number in range(len(vocab), size)}
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +54,7 @@ def write_llama(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     path.mkdir(parents=True, exist_ok=True)
-    fast = write_tokenizer(path)
+    fast = write_tokenizer(path, vocab)
     torch.manual_seed(0)
     settings = {
         "vocab_size": vocab or len(fast),
@@ -71,7 +74,7 @@ def write_llama(
     return path
 
 
-def build_graph(source: Path, target: Path, precision: str = "fp32") -> Path:
+def build_graph(source: Path, target: Path, precision: str = "fp32", *, prune: bool = True) -> Path:
     """ONNX Runtime GenAI's model builder: `model.onnx`, `model.onnx.data`, `tokenizer.json`, `genai_config.json`."""
     from onnxruntime_genai.models import builder
 
@@ -79,7 +82,7 @@ def build_graph(source: Path, target: Path, precision: str = "fp32") -> Path:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         cache = str(target / "cache")
         extra = builder.parse_extra_options(
-            "", str(source), str(target), precision, "cpu", cache, ["prune_lm_head=true"]
+            "", str(source), str(target), precision, "cpu", cache, [f"prune_lm_head={prune}"]
         )
         builder.create_model("", str(source), str(target), precision, "cpu", cache, **extra)
     return target

@@ -41,6 +41,11 @@ class Stand:
             sys.executable, inferencer_model.__file__, str(artifact), precision, weights, stderr=subprocess.DEVNULL
         )
         assert await exporting.wait() == 0, "the export failed; run inferencer_model.py by itself to see why"
+        await self.assign(artifact)
+        return artifact
+
+    async def assign(self, artifact: Path, task: str = "text-classification") -> None:
+        """Start the bus, store and sign an artifact and assign it to the node."""
         await self.server.start()
         self.bus = await Bus.connect(self.server.url, source="bench/bench")
         store = open_store((self.folder / "artifacts").as_uri())
@@ -48,12 +53,11 @@ class Stand:
         key = SigningKey("bench", SigningKey.new_secret())
         write_trusted(self.folder / "trusted_keys.json", {"bench": key.public})
         version = ModelVersion(
-            "bench", 1, "default", "text-classification", address, "job", time.time(),
+            "bench", 1, "default", task, address, "job", time.time(),
             signature=key.sign(Statement("default", "bench", 1, address)),
         )  # fmt: skip
         assigned = ReplicaAssigned(deployment=NAME, node=NODE, generation=1, version=version)
         await self.bus.publish(subjects.deploy(NODE, NAME), assigned, type="llmos.replica.assigned.v1")
-        return artifact
 
     async def start(self, python: str = sys.executable, **settings: str) -> float:
         """Start the inferencer with an interpreter; seconds until its replica is ready."""
