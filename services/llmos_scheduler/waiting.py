@@ -110,7 +110,9 @@ class Line:
         """The entry is in its group (again)."""
         entry.out = False
         group = entry.group
-        self.groups.setdefault(group.key, group)
+        if self.groups.get(group.key) is not group:  # all others of it left meanwhile: nobody would wake it
+            group.asleep, group.by = False, None
+            self.groups.setdefault(group.key, group)
         if not entry.listed & 1:
             heappush(group.ranked, (entry.rank, self._number(), entry))
         if self.order.narrows and not entry.listed & 2:
