@@ -5,13 +5,16 @@ import json
 import signal
 
 import msgspec
+import pytest
 import yaml
 
 from llmos.bus import Bus
 from llmos.client import Client
 from llmos.contracts import jobs, models
+from llmos.contracts.models import Candidate, ModelRecord, ModelVersion
 from llmos.testing.commands import Commands
 from llmos.testing.scripted import NODE, ScriptedInferencer, ScriptedScheduler, playing, version_of
+from llmos_cli.describe import print_model
 
 SPEC = {"name": "intents", "model": {"base": "hf:a/b"}, "data": {"train": "file:///rows.jsonl"}}
 
@@ -170,3 +173,19 @@ async def test_a_dead_message_is_listed_shown_and_published_again(llmos: Command
     assert [(subject, body["name"]) for subject, _, body in scheduler.heard] == [
         ("llmos.job.submit.default.job-1", "intents")
     ] * 2
+
+
+def test_what_auto_measured_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    tried = [
+        Candidate("fp32", {"accuracy": 0.93, "latency_ms_p50": 4.2, "size_bytes": 2048.0}, {"agreement": 1.0}),
+        Candidate(
+            "int8", {"accuracy": 0.92, "latency_ms_p50": 1.1, "size_bytes": 1024.0}, {"agreement": 0.99}, [], True
+        ),
+        Candidate("int4", {"accuracy": 0.5}, reasons=["accuracy is 0.5"]),
+    ]
+    version = ModelVersion("m", 1, "default", "text-classification", "sha256:0", "job", 0.0, "int8", candidates=tried)
+    print_model(ModelRecord("m", "default", [version]))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:4] == ["int8", "1.10", "ms", "1.0"] and line.endswith("kept") for line in lines)
+    assert any(line.startswith("int4") and line.endswith("accuracy is 0.5") for line in lines)
+    assert any(line.split() == ["precision:", "int8", "for", "cpu"] for line in lines)
