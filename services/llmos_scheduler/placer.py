@@ -4,12 +4,12 @@ A shape that fits nowhere is remembered, and only looked at again on nodes that 
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmos_scheduler.cluster import WHOLE, Cluster, Shape
+from llmos_scheduler.cluster import Cluster, Shape
 from llmos_scheduler.ranking import NEVER, Costs, Ranking, ranking
 
 FIRST_LESSON = 16  # tasks seen until the ranking first learns; then whenever they have doubled
@@ -89,26 +89,6 @@ class Placer:
     def freed(self, node: int) -> None:
         """The node has more room than before."""
         self._freed.append(node)
-
-    def woken(self, node: int) -> Iterator[Shape]:
-        """The shapes that failed and that the node has room for, in the order in which they failed.
-
-        Each is looked at when it is its turn: place tasks of it before asking for the next.
-        """
-        cluster, row, seen = self.cluster, np.array([node]), -1
-        for shape in list(self._failed):
-            if seen != len(cluster.changes):
-                seen = len(cluster.changes)
-                cpus, memory = int(cluster.cpus[node]), int(cluster.memory[node])
-                milli = cluster.milli[node].tolist()
-                most, whole = max(milli, default=0), milli.count(WHOLE)
-            if (
-                shape.cpus <= cpus  # cheap, and true of few
-                and shape.memory <= memory
-                and (not shape.gpus or (shape.milli <= most and shape.gpus <= max(whole, 1)))
-                and cluster.fitting(shape, row)[0][0]
-            ):
-                yield shape
 
     def _may_fit(self, shape: Shape) -> bool:
         """Whether a node that was freed since the shape failed has room for it: leases only take from the others."""

@@ -123,28 +123,16 @@ def test_ties_go_to_the_first_node() -> None:
         assert [p.node for p in placed if p] == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_shape_that_failed_is_woken_only_by_a_node_that_it_fits() -> None:
+def test_a_shape_that_failed_is_placed_once_a_node_that_it_fits_is_freed() -> None:
     placer = Placer(Cluster([Machine(4_000, 64, (A,)), Machine(4_000, 64, (B,))]))
     only_a, only_b = (Shape(4_000, 1, 1, models=frozenset({model})) for model in "ab")
     on_a, on_b = placer.place(only_a), placer.place(only_b)
     waits = Shape(2_000, 1, 1, 500, models=frozenset({"b"}))
     assert on_a and on_b and placer.place(waits) is None
     placer.give_back(only_a, on_a)
-    assert list(placer.woken(0)) == [] and placer.place(waits) is None
+    assert placer.place(waits) is None
     placer.give_back(only_b, on_b)
-    assert list(placer.woken(1)) == [waits]
     assert placer.place(waits) == Placement(1, (0,))
-
-
-def test_a_shape_is_not_woken_for_room_that_the_one_before_it_took() -> None:
-    placer = Placer(Cluster([Machine(4_000, 64)]))
-    whole = placer.place(Shape(4_000))
-    wishes = [Shape(3_000), Shape(2_000), Shape(1_000)]
-    assert whole and [placer.place(shape) for shape in wishes] == [None] * 3
-    placer.give_back(Shape(4_000), whole)
-    woken = [(shape, placer.place(shape)) for shape in placer.woken(0)]
-    assert woken == [(Shape(3_000), Placement(0, ())), (Shape(1_000), Placement(0, ()))]
-    assert placer.place(Shape(2_000)) is None
 
 
 def test_a_cordoned_node_takes_nothing_until_it_is_opened() -> None:
