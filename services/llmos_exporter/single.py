@@ -1,5 +1,6 @@
 """Models whose artifact is one graph, from a padded batch of rows to a row of numbers for each."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,28 +16,28 @@ from llmos_exporter.sources import Files, Numbers, session
 GRAPH = "model.onnx"
 
 
-class Single:
+class Single(ABC):
     """What such sources share. A task says how rows become feeds, what its head gives, and what part is an answer."""
 
     decoder = False
     model: Any
     interface: Interface
 
+    @abstractmethod
     def feeds(self, rows: Sequence[Any]) -> Feeds:
         """A padded batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The graph's output, float32, by the model."""
-        raise NotImplementedError
 
     def read(self, found: NDArray[Any], rows: Sequence[Any]) -> list[Numbers]:
         """Each row's answer in a batch's output, without padding."""
         return list(found)
 
+    @abstractmethod
     def sample(self) -> Feeds:
         """What a graph is traced with: two rows, padded."""
-        raise NotImplementedError
 
     def trained(self, rows: Sequence[Any]) -> list[Numbers]:
         feeds = self.feeds(rows)

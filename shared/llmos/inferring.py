@@ -1,6 +1,7 @@
 """Asking deployed models: one answer, or a stream of what is generated while it is generated."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -43,7 +44,7 @@ class Restarted(LlmosError):
     code = "restarted"
 
 
-class Inferring:
+class Inferring(ABC):
     """The part of `Client` that asks models; it raises as the client does."""
 
     def __init__(self, bus: Bus, tenant: str, telemetry: Telemetry, clock: Clock) -> None:
@@ -55,9 +56,9 @@ class Inferring:
         self._streaming = 0
         self._presence: asyncio.Task[None] | None = None
 
+    @abstractmethod
     async def _open_store(self) -> ArtifactStore:
         """The artifact store. Raises `Rejected` when none is known."""
-        raise NotImplementedError
 
     async def infer(
         self,

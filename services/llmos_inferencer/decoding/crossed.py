@@ -97,7 +97,7 @@ class CrossedGraph:
         return None
 
     def load(self, row: int, saved: Any, length: int) -> None:
-        raise NotImplementedError("nothing is ever saved")
+        raise AssertionError("nothing is ever saved")
 
     def leave(self, row: int) -> None:
         for group in self._groups:
