@@ -95,7 +95,8 @@ def _task_row(task: "TaskView") -> tuple[object, ...]:
     where = ", ".join(task.nodes) or task.node
     gpus = f" ({len(task.devices)} GPU{'s' * (len(task.devices) != 1)})" if task.devices else ""
     state = f"{task.state}, preempted {task.preemptions}x" if task.preemptions else task.state
-    return task.task, state, task.attempt or "", f"{where}{gpus}", took, numbers(task.metrics or task.progress)
+    figures = task.metrics or {name: value for name, value in task.progress.items() if value}
+    return task.task, state, task.attempt or "", f"{where}{gpus}", took, numbers(figures)
 
 
 def print_model(record: "ModelRecord") -> None:

@@ -11,6 +11,7 @@ import msgspec
 from llmos.contracts.jobs import Explanation, Obstacle
 from llmos_scheduler import rollout
 from llmos_scheduler.brain import Brain, reservation_of
+from llmos_scheduler.checks import check_places
 from llmos_scheduler.lifecycle import stopping
 from llmos_scheduler.order import ORDERS
 from llmos_scheduler.placement import by_node, first_end, soonest, waiting_tasks
@@ -223,8 +224,17 @@ def _checking(state: State, job: Job, task: Task) -> Explanation:
             job.id, job.state, f"{_sentence(waits.message)}.", reasons, remedies=["Start a trainer on a node."],
             waits_for=[waits],
         )  # fmt: skip
-    waits = Obstacle("resources", "every node that checks data is busy with other checks")
-    return Explanation(job.id, job.state, f"Check waits for a place: {waits.message}.", reasons, waits_for=[waits])
+    remedies: list[str] = []
+    if any(check_places(node) for node in state.nodes.values()):
+        waits = Obstacle("resources", "every node that checks data is busy with other checks")
+    elif closed := sorted(node.name for node in state.nodes.values() if node.runs("check") and node.cordoned):
+        waits = Obstacle("cordon", f"the nodes that check data are closed: {', '.join(closed)}", nodes=len(closed))
+        remedies = [f"Let a node take work again: llmos uncordon {closed[0]}."]
+    else:
+        waits = Obstacle("resources", "the hardware of the nodes that check data is not known")
+        remedies = ["Start a hw-agent there."]
+    summary = f"Check waits for a place: {waits.message}."
+    return Explanation(job.id, job.state, summary, reasons, remedies=remedies, waits_for=[waits])
 
 
 def _deploying(state: State, brain: Brain, job: Job, now: float) -> Explanation:

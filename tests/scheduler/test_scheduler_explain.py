@@ -3,6 +3,7 @@
 from typing import Any
 
 from llmos.contracts.jobs import Fault, JobCancelling, JobRejected, JobsRequested
+from llmos.contracts.nodes import NodeCordoned
 from llmos.contracts.tasks import TaskProgressed
 from llmos_scheduler.explain import explain
 from llmos_scheduler.views import view_job, view_jobs
@@ -30,6 +31,16 @@ def test_without_an_inventory_it_asks_for_a_hw_agent(world: Any) -> None:
     world.submit("j")
     world.settle()
     assert why(world, "j").reasons == ["a: its hardware is not known; is a hw-agent running there?"]
+
+
+def test_a_check_that_only_closed_nodes_could_take_waits_for_them(world: Any) -> None:
+    world.node("a").say(NodeCordoned("a", reason="loud fan"))
+    world.submit("j")
+    world.settle()
+    said = why(world, "j")
+    assert said.summary == "Check waits for a place: the nodes that check data are closed: a."
+    assert [waits.kind for waits in said.waits_for] == ["cordon"]
+    assert said.remedies == ["Let a node take work again: llmos uncordon a."]
 
 
 def test_it_names_what_each_node_lacks_and_who_holds_it(world: Any) -> None:
