@@ -69,7 +69,8 @@ def drain(
     node
         The node's name.
     wait
-        Return once nothing is left on the node; what still is, is told on stderr.
+        Return once nothing is left on the node but replicas that no other node could serve; what still is, is told
+        on stderr.
     timeout
         With --wait: give up waiting after so many seconds (exit code 5); the node stays cordoned and goes on draining.
     reason
@@ -85,12 +86,16 @@ def drain(
 
 
 async def _emptied(client: "Client", view: "NodeView", timeout: float | None) -> "NodeView":
-    """Wait until nothing is left on the node. Raises `Busy` after `timeout` seconds."""
+    """Wait until nothing is left on the node but replicas that no other node could serve. Raises `Busy` after
+    `timeout` seconds."""
     from llmos_cli.get import find_node
 
     until = time.monotonic() + (float("inf") if timeout is None else timeout)
     told: list[str] = []
     while left := [*view.tasks, *view.replicas]:
+        if not view.tasks and not await _served_elsewhere(client, view.node):
+            say(f"{', '.join(left)} stays on {view.node}: no other node serves")
+            return view
         if left != told:
             say(f"still on {view.node}: {', '.join(left)}")
             told = left
@@ -102,6 +107,15 @@ async def _emptied(client: "Client", view: "NodeView", timeout: float | None) ->
         await asyncio.sleep(LOOK_EVERY_S)
         view = await find_node(client, view.node)
     return view
+
+
+async def _served_elsewhere(client: "Client", node: str) -> bool:
+    """Whether another node could take a replica."""
+    return any(
+        other.alive and not other.cordoned and "inferencer" in other.services
+        for other in await client.nodes()
+        if other.node != node
+    )
 
 
 def _show(view: "NodeView", output: str) -> int:

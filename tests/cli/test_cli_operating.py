@@ -45,6 +45,15 @@ async def test_draining_waits_until_nothing_is_left_and_tells_what_is(
     assert (done.code, done.out) == (0, f"{NODE} is drained: nothing is on it\n")
 
 
+async def test_draining_does_not_wait_for_replicas_that_no_other_node_could_serve(
+    llmos: Commands, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.node = msgspec.structs.replace(scheduler.node, replicas=["reviews"])
+    done = await llmos.run("drain", NODE, "--wait")
+    assert (done.code, done.out) == (0, f"{NODE} drains: 1 thing still on it\n")
+    assert done.err == f"reviews stays on {NODE}: no other node serves\n"
+
+
 async def test_queues_are_applied_from_a_file_after_showing_what_changes(
     llmos: Commands, scheduler: ScriptedScheduler, tmp_path: Path
 ) -> None:
