@@ -26,7 +26,7 @@ from llmos_inferencer.lanes import Lanes
 from llmos_inferencer.sessions import Track
 from llmos_inferencer.streaming import Streams
 
-ACK_WAIT_S = 4.0  # what a replica held that was killed is answered elsewhere so much later
+ACK_WAIT_S = 3.0  # what a replica held that was killed is answered elsewhere so much later
 ANSWERED = next(row.ce_type for row in subjects.REPLIES if row.type is InferenceAnswered)
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 

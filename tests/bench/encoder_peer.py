@@ -45,12 +45,14 @@ class Model:
         return [{"label": labels[row.argmax()], "score": float(row.max())} for row in scores]
 
 
-def litserve(root: str, port: int, threads: int) -> None:
+KIND, ROOT, PORT, THREADS = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+if KIND == "litserve":  # its workers import this module again: the class has to be found at the top
     import litserve as ls
 
     class Api(ls.LitAPI):
         def setup(self, device):
-            self.model = Model(root, threads)
+            self.model = Model(ROOT, THREADS)
 
         def decode_request(self, request):
             return request["text"]
@@ -67,13 +69,13 @@ def litserve(root: str, port: int, threads: int) -> None:
         def encode_response(self, output):
             return output
 
-    api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S)
-    ls.LitServer(api, accelerator="cpu").run(
-        port=port, host="127.0.0.1", log_level="warning", generate_client_file=False
-    )
+
+def litserve() -> None:
+    server = ls.LitServer(Api(max_batch_size=BATCH, batch_timeout=WAIT_S), accelerator="cpu")
+    server.run(port=PORT, host="127.0.0.1", log_level="warning", generate_client_file=False)
 
 
-def ray(root: str, port: int, threads: int) -> None:
+def ray() -> None:
     import signal
 
     import ray
@@ -82,7 +84,7 @@ def ray(root: str, port: int, threads: int) -> None:
     @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
     class Classifier:
         def __init__(self):
-            self.model = Model(root, threads)
+            self.model = Model(ROOT, THREADS)
 
         @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)
         async def classify(self, texts):
@@ -92,11 +94,10 @@ def ray(root: str, port: int, threads: int) -> None:
             return await self.classify((await request.json())["text"])
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(Classifier.bind(), route_prefix="/predict")
     signal.pause()
 
 
 if __name__ == "__main__":
-    kind, root, port, threads = sys.argv[1:]
-    {"litserve": litserve, "ray": ray}[kind](root, int(port), int(threads))
+    {"litserve": litserve, "ray": ray}[KIND]()

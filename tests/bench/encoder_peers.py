@@ -107,13 +107,17 @@ async def peer(kind: str, python: Path, artifact: Path, ready_within: float = 90
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     client = Http(port)
-    async with asyncio.timeout(ready_within):
-        while True:
-            try:
-                await client.ask("ready?")
-                return process, client
-            except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration, json.JSONDecodeError):
-                await asyncio.sleep(0.3)
+    try:
+        async with asyncio.timeout(ready_within):
+            while True:
+                try:
+                    await client.ask("ready?")
+                    return process, client
+                except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration, json.JSONDecodeError):
+                    await asyncio.sleep(0.3)
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 async def measure(precision: str, given: argparse.Namespace, python: Path) -> dict[str, Any]:
