@@ -96,6 +96,7 @@ def ray() -> None:
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(Classifier.bind(), route_prefix="/predict")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that Ray ends what it started
     signal.pause()
 
 

@@ -72,8 +72,8 @@ class Http:
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        length = next(int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length"))
-        answer = json.loads(await reader.readexactly(length))
+        length = next((int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")), None)
+        answer = json.loads(await reader.readexactly(length) if length is not None else await _chunks(reader))
         assert lines[0].split()[1] == b"200", answer
         self._idle.append((reader, writer))
         return answer
@@ -81,6 +81,15 @@ class Http:
     def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body in chunks."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:size]
+    await reader.readexactly(2)
+    return body
 
 
 def bare(engine: Classifier, given: list[str], seconds: float) -> tuple[float, int]:
@@ -113,7 +122,7 @@ async def peer(kind: str, python: Path, artifact: Path, ready_within: float = 90
                 try:
                     await client.ask("ready?")
                     return process, client
-                except (OSError, AssertionError, asyncio.IncompleteReadError, StopIteration, json.JSONDecodeError):
+                except (OSError, AssertionError, asyncio.IncompleteReadError, ValueError):
                     await asyncio.sleep(0.3)
     except TimeoutError:
         os.killpg(process.pid, signal.SIGKILL)
