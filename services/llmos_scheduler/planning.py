@@ -6,6 +6,7 @@ the first of a queue that must wait holds a reservation, which later work may us
 
 from collections.abc import Iterable, Mapping
 from heapq import heappush
+from itertools import chain
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from llmos_scheduler.law import Facts, Law
 from llmos_scheduler.order import LAST, Order, area
 from llmos_scheduler.room import RoomMaker
 from llmos_scheduler.usage import amounts
-from llmos_scheduler.waiting import Entry, Group
+from llmos_scheduler.waiting import Entry, Group, Line
 from llmos_scheduler.work import Start, Stop, Work
 
 MOST_RESERVATIONS = 8  # of first ones that wait, each of another queue
@@ -259,20 +260,23 @@ class Planning:
         order = cursor.line.order
         untils = {row: held.until for row, held in self.holds.rows.items() if held.until}
         kept = self.facts.access.until(self.ground, self.now)
+        spared = self._spared(cursor.line)
         found: list[tuple[tuple[int, ...], str, int, Entry]] = []
         for row in [*untils, *(row for row in kept if row not in self.holds.rows)]:
             room = self.holds.rows[row].true if row in untils else self.ground.room(row)
             until = min(untils.get(row, LAST), kept.get(row, LAST))
-            for group in self.facts.sleepers.fitting(int(self.ground.cluster.kind[row]), room):
-                if group.line is cursor.line and group.nodes == 1:
-                    for entry in group.first(SCANNED):
-                        left = entry.work.remaining(self.now)
-                        if left is not None and self.now + left <= until and entry.work.id not in self.promised:
-                            found.append((filling(order, entry), entry.work.id, row, entry))
+            groups = self.facts.sleepers.fitting(int(self.ground.cluster.kind[row]), room)
+            asleep = [group.first(SCANNED) for group in groups if group.line is cursor.line and group.nodes == 1]
+            for entry in chain(spared, *asleep):
+                left = entry.work.remaining(self.now)
+                if left is not None and self.now + left <= until:
+                    found.append((filling(order, entry), entry.work.id, row, entry))
         started: set[str] = set()
         for _, id, row, entry in sorted(found, key=lambda one: one[:3]):
             work = entry.work
-            if id in started or self._limited(work) is not None or not self.ground.suits(work.shape, row):
+            if id in started or not self.ground.suits(work.shape, row):
+                continue
+            if id not in self.promised and self._limited(work) is not None:
                 continue
             if self.ground.names[row] in work.apart or not self._may_fill(work, row, kept):
                 continue
@@ -281,7 +285,15 @@ class Planning:
             gpus = room.devices(work.shape, self.ground.able(work.shape, row))
             if gpus is not None and len(self.starts) < limit:
                 started.add(id)
+                if id in self.promised:
+                    self._charge(self.promised.pop(id), -1)
                 self._start(entry, ((row, gpus),))
+
+    def _spared(self, line: Line) -> list[Entry]:
+        """Work for which room comes free, though it stops nobody in this plan: it need not wait for that."""
+        ids = self.promised.keys() - {stop.by.id for stop in self.stops}
+        ours = [entry for entry in self.popped if entry.group.line is line and entry.group.nodes == 1]
+        return [entry for entry in ours if entry.work.id in ids]
 
     def _may_fill(self, work: Work, row: int, kept: Mapping[int, int]) -> bool:
         barred = self._barred(work)

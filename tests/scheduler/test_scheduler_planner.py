@@ -187,6 +187,17 @@ def test_the_first_that_waits_holds_its_node_and_what_ends_before_may_use_it() -
     assert planner.why("w3", NOW).causes[0].kind == "priority"
 
 
+def test_whoever_may_wait_for_room_that_comes_free_fills_the_time_before_those_behind_it() -> None:
+    planner = Planner({"a": node(2), "b": node(2, B)}, [Queue("lab", order="priority-preempt")])
+    runs(planner, work(1, duration=4 * HOUR), ("a", (0,)), since=NOW)
+    runs(planner, work(2, 2, gives_way="w9"), ("b", (0, 1)), since=NOW)
+    only_a = frozenset({"a"})
+    planner.wait(work(3, shape=Shape(1_000, 8, 2, models=only_a)))  # holds node a, which is half free until then
+    planner.wait(work(4, duration=HOUR, queue="lab"))
+    planner.wait(work(5, duration=HOUR, queue="lab", shape=Shape(1_000, 8, 1, models=only_a)))
+    assert starts(planner.plan(NOW)) == {"w4": (("a", (1,)),)}
+
+
 def test_work_that_no_node_could_hold_keeps_nothing_from_others() -> None:
     planner = Planner({"n": node(2)}, rules=Rules(order="fifo"))
     planner.wait(work(1, 9))
