@@ -5,12 +5,17 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from llmos.bus import Bus
 from llmos.natsserver import NatsServer
 from llmos.testing import s3
 
+# The same examples at every run: a change is judged, not the draw. `HYPOTHESIS_PROFILE=random` looks further.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 # Threads that wait for work must sleep: the cores are shared with the processes that the tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell ignores SIGINT for what it runs in the background, and every child would inherit that.
